@@ -1,0 +1,31 @@
+// Warpgroup matrix products over CuTe tensors. Nothing here waits: the caller commits, waits and fences.
+#pragma once
+
+#include <cute/tensor.hpp>
+
+namespace dsa::sm90 {
+
+// acc (+)= A * B, both operands in shared memory: sA [M, K], sB [N, K].
+template <class Mma, class TensorA, class TensorB, class Acc>
+__device__ __forceinline__ void mma_ss(Mma mma, TensorA const& sA, TensorB const& sB, Acc& acc, int thread, bool zero) {
+  auto const slice = mma.get_slice(thread);
+  auto const fragA = slice.partition_fragment_A(sA);  // descriptors, not registers
+  auto const fragB = slice.partition_fragment_B(sB);
+  mma.accumulate_ = zero ? cute::GMMA::ScaleOut::Zero : cute::GMMA::ScaleOut::One;
+  CUTE_UNROLL
+  for (int k = 0; k < cute::size<2>(fragA); ++k) {
+    cute::gemm(mma, fragA(cute::_, cute::_, k), fragB(cute::_, cute::_, k), acc);
+    mma.accumulate_ = cute::GMMA::ScaleOut::One;
+  }
+}
+
+// acc += A * B with A in registers (an accumulator's layout, converted), B in shared memory [N, K].
+template <class Mma, class FragA, class TensorB, class Acc>
+__device__ __forceinline__ void mma_rs(Mma mma, FragA const& fragA, TensorB const& sB, Acc& acc, int thread) {
+  auto const fragB = mma.get_slice(thread).partition_fragment_B(sB);
+  mma.accumulate_ = cute::GMMA::ScaleOut::One;
+  CUTE_UNROLL
+  for (int k = 0; k < cute::size<2>(fragA); ++k) cute::gemm(mma, fragA(cute::_, cute::_, k), fragB(cute::_, cute::_, k), acc);
+}
+
+}  // namespace dsa::sm90

@@ -1,0 +1,79 @@
+// The extension module dsa_ext._C: schemas of the ops on LibTorch's stable ABI, and build_info() on Python's limited
+// API, so that one file serves every CPython and torch from the floor on. Each op.cpp registers what it implements.
+#include <Python.h>
+#include <torch/csrc/stable/library.h>
+
+#include "build_config.h"
+
+STABLE_TORCH_LIBRARY(dsa_ext, m) {
+  m.def(
+      "sparse_mla_fwd(Tensor q, Tensor kv, Tensor idx, float scale, int d_v=512, Tensor? attn_sink=None, "
+      "Tensor? topk_length=None) -> (Tensor, Tensor, Tensor)");
+  m.def(
+      "sparse_mla_fwd_out(Tensor q, Tensor kv, Tensor idx, float scale, int d_v, Tensor? attn_sink, "
+      "Tensor? topk_length, Tensor(a!) out, Tensor(b!) max_logits, Tensor(c!) lse) -> ()");
+  // The name of the implementation that a call would take on a device; an error that lists the reasons if none would.
+  m.def("sparse_mla_fwd_path(int compute_major, int h_q, int d_qk, int topk) -> str");
+}
+
+namespace {
+
+namespace config = dsa::build_config;
+
+PyObject* string_or_none(char const* text) {
+  if (text != nullptr) return PyUnicode_FromString(text);
+  return Py_NewRef(Py_None);
+}
+
+// Takes over the reference to value.
+bool set(PyObject* dict, char const* key, PyObject* value) {
+  bool const ok = value != nullptr && PyDict_SetItemString(dict, key, value) == 0;
+  Py_XDECREF(value);
+  return ok;
+}
+
+PyObject* archs() {
+  PyObject* const list = PyList_New(0);
+  for (auto name = config::kArchs; list != nullptr && *name != nullptr; ++name) {
+    PyObject* const text = PyUnicode_FromString(*name);
+    if (text == nullptr || PyList_Append(list, text) != 0) {
+      Py_XDECREF(text);
+      Py_DECREF(list);
+      return nullptr;
+    }
+    Py_DECREF(text);
+  }
+  return list;
+}
+
+PyObject* source_hashes() {
+  PyObject* const dict = PyDict_New();
+  for (auto const& [op, hash] : config::kSourceHashes)
+    if (dict != nullptr && !set(dict, op, PyUnicode_FromString(hash))) {
+      Py_DECREF(dict);
+      return nullptr;
+    }
+  return dict;
+}
+
+PyObject* build_info(PyObject*, PyObject*) {
+  PyObject* const info = PyDict_New();
+  if (info == nullptr) return nullptr;
+  if (set(info, "version", string_or_none(config::kVersion)) && set(info, "archs", archs()) &&
+      set(info, "cuda", string_or_none(config::kCuda)) && set(info, "cutlass", string_or_none(config::kCutlass)) &&
+      set(info, "source_hash", source_hashes()))
+    return info;
+  Py_DECREF(info);
+  return nullptr;
+}
+
+PyMethodDef methods[] = {
+    {"build_info", build_info, METH_NOARGS,
+     "How this file was built: version, archs (empty: for the CPU only), cuda, cutlass, source_hash of each op."},
+    {nullptr, nullptr, 0, nullptr}};
+
+PyModuleDef module = {PyModuleDef_HEAD_INIT, "_C", nullptr, -1, methods, nullptr, nullptr, nullptr, nullptr};
+
+}  // namespace
+
+PyMODINIT_FUNC PyInit__C() { return PyModule_Create(&module); }

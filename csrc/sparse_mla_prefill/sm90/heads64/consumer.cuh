@@ -1,0 +1,118 @@
+// What the two consumer warpgroups share: their products, and waiting for key halves.
+#pragma once
+
+#include <cute/arch/copy_sm90_tma.hpp>
+
+#include "arch/sm90/mma.cuh"
+#include "config.h"
+#include "epilogue.cuh"
+#include "softmax.cuh"
+
+namespace dsa::sm90::prefill_heads64 {
+
+template <class Config>
+struct Consumer {
+  using Shared = typename Config::SharedStorage;
+  using FragO = decltype(partition_fragment_C(MmaPV{}, Shape<Int<kBlockH>, Int<kHalfV>>{}));
+  using FragS = decltype(partition_fragment_C(MmaQK{}, Shape<Int<kBlockH>, Int<kBlockK>>{}));
+  using FragP = decltype(make_tensor<bf16>(partition_shape_A(MmaPV{}, Shape<Int<kBlockH>, Int<kBlockK>>{})));
+
+  KernelParams const& params;
+  CUtensorMap const& q_map;
+  Shared& smem;
+  int const thread, warp, lane;
+  float const scale_log2;
+  FragO rO;
+  FragS rS;
+  FragP rP;
+  RowStats stats;
+  uint32_t phase = 0;    // of the full barriers
+  uint32_t q_phase = 0;  // of q_full
+
+  __device__ __forceinline__ Consumer(KernelParams const& params, CUtensorMap const& q_map, Shared& smem)
+      : params(params),
+        q_map(q_map),
+        smem(smem),
+        thread(threadIdx.x % 128),
+        warp(threadIdx.x % 128 / 32),
+        lane(threadIdx.x % 32),
+        scale_log2(params.scale * kLog2e) {}
+
+  // Q of one tile, by one thread. Heads past the last read as zero.
+  __device__ __forceinline__ void load_q(Tile const tile) {
+    smem.q_full.arrive_and_expect_tx(Config::kQBytes);
+    CUTE_UNROLL
+    for (int t = 0; t < Config::kTiles; ++t)
+      SM90_TMA_LOAD_4D::copy(&q_map, reinterpret_cast<uint64_t*>(&smem.q_full),
+                             static_cast<uint64_t>(TMA::CacheHintSm90::EVICT_FIRST), smem.q + t * kTileElements,
+                             t * kTileCols, tile.head, tile.token, tile.batch);
+  }
+
+  __device__ __forceinline__ void wait_q() {
+    smem.q_full.wait(q_phase);
+    q_phase ^= 1;
+  }
+
+  // The copies are generic writes, wgmma reads through the asynchronous proxy.
+  __device__ __forceinline__ void wait_keys(int buffer, int half) {
+    smem.full[buffer][half].wait(phase);
+    cutlass::arch::fence_view_async_shared();
+  }
+
+  // rS = Q K^T of the block in `buffer`: each half starts as soon as it has landed. Commits, does not wait.
+  __device__ __forceinline__ void issue_scores(int buffer) {
+    warpgroup_fence_operand(rS);
+    wait_keys(buffer, kLeft);
+    warpgroup_arrive();
+    CUTE_UNROLL
+    for (int t = 0; t < kHalfTiles; ++t) score_tile(buffer, t);
+    wait_keys(buffer, kRight);
+    CUTE_UNROLL
+    for (int t = kHalfTiles; t < Config::kTiles; ++t) score_tile(buffer, t);
+    warpgroup_commit_batch();
+  }
+
+  // rO += P V over half of the value columns: P from this consumer's registers ...
+  __device__ __forceinline__ void issue_own_values(int buffer, int half) {
+    warpgroup_fence_operand(rP);
+    warpgroup_arrive();
+    mma_rs(MmaPV{}, rP, values(buffer, half), rO, thread);
+    warpgroup_commit_batch();
+  }
+
+  // ... or from the other's, in shared memory.
+  __device__ __forceinline__ void issue_other_values(bf16* p, int buffer, int half) {
+    warpgroup_arrive();
+    mma_ss(MmaPVShared{}, make_tensor(make_smem_ptr(p), TileLayout{}), values(buffer, half), rO, thread, false);
+    warpgroup_commit_batch();
+  }
+
+  // All products are done and their registers may be touched. Elsewhere none is touched while products are in flight,
+  // on no path, or ptxas serialises every product of the kernel.
+  __device__ __forceinline__ void wait_products() {
+    warpgroup_wait<0>();
+    warpgroup_fence_operand(rO);
+    warpgroup_fence_operand(rS);
+  }
+
+  __device__ __forceinline__ void release(int buffer, int half) {
+    if (lane == 0) smem.empty[buffer][half].arrive();
+  }
+
+  __device__ __forceinline__ void begin_tile() {
+    clear(rO);
+    stats = RowStats{};
+  }
+
+ private:
+  __device__ __forceinline__ void score_tile(int buffer, int t) {
+    mma_ss(MmaQK{}, make_tensor(make_smem_ptr(smem.q + t * kTileElements), TileLayout{}),
+           make_tensor(make_smem_ptr(smem.k[buffer] + t * kTileElements), TileLayout{}), rS, thread, t == 0);
+  }
+
+  __device__ __forceinline__ auto values(int buffer, int half) const {
+    return make_tensor(make_smem_ptr(smem.k[buffer] + half * kHalfTiles * kTileElements), ValueLayout{});
+  }
+};
+
+}  // namespace dsa::sm90::prefill_heads64

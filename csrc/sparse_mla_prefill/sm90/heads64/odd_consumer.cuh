@@ -1,0 +1,60 @@
+// The odd consumer: scores of key blocks 2j+1, values of the right 256 columns. It also writes lse and max_logits.
+#pragma once
+
+#include "consumer.cuh"
+
+namespace dsa::sm90::prefill_heads64 {
+
+template <class Config>
+struct OddConsumer : Consumer<Config> {
+  using Base = Consumer<Config>;
+  using Base::Base, Base::lane, Base::params, Base::phase, Base::rO, Base::rP, Base::rS, Base::smem, Base::stats,
+      Base::warp;
+
+  __device__ __forceinline__ void run() {
+    for (int64_t i = blockIdx.x; i < params.tiles; i += gridDim.x) {
+      Tile const tile = params.tile(i);
+      int const pairs = params.pairs(params.length(tile));
+      this->begin_tile();
+      this->wait_q();
+#pragma unroll 1
+      for (int pair = 0; pair < pairs; ++pair) add_pair();
+      combine_stats(stats, smem, kOdd, lane, warp);
+      write_tile(params, tile, stats, rO, kOdd, lane, warp);
+    }
+  }
+
+ private:
+  __device__ __forceinline__ void add_pair() {
+    this->issue_scores(1);
+    cutlass::arch::NamedBarrier::arrive_and_wait(256, kEvenPReady);
+    cutlass::arch::fence_view_async_shared();  // the even consumer waited for this block's copies, this one did not
+    this->wait_products();
+
+    mask_scores(rS, smem.valid[1], lane);
+    float even_factor[2] = {1.f, 1.f}, factor[2] = {1.f, 1.f};
+    bool const even_moved = stats.adopt(smem.reference[kEven], even_factor, lane, warp);
+    bool const moved = stats.meet(rS, this->scale_log2, factor);
+    if (even_moved | moved) {  // rare: O meets each block at that block's own reference
+      stats.rescale(even_factor, rO);
+      this->issue_other_values(smem.even_p(), 0, kRight);
+      this->wait_products();
+      stats.rescale(factor, rO);
+    } else {
+      this->issue_other_values(smem.even_p(), 0, kRight);
+    }
+    stats.exponentiate(rS, rP, this->scale_log2);
+    store_probabilities(rP, smem.odd_p(), lane, warp);
+    stats.publish(smem.reference[kOdd], lane, warp);
+    cutlass::arch::fence_view_async_shared();
+    cutlass::arch::NamedBarrier::arrive(256, kOddPReady);
+    this->issue_own_values(1, kRight);
+    warpgroup_wait<1>();
+    this->release(0, kRight);
+    this->wait_products();
+    this->release(1, kRight);
+    phase ^= 1;
+  }
+};
+
+}  // namespace dsa::sm90::prefill_heads64

@@ -1,0 +1,23 @@
+"""DeepSeek Sparse Attention for PyTorch: CUDA kernels for Hopper and Blackwell, and the same functions on the CPU."""
+
+import importlib.util
+
+import torch  # maps the libraries that _C names without a path  # noqa: F401
+
+try:
+    from . import _C
+except ImportError as error:
+    if importlib.util.find_spec("dsa_ext._C") is None:
+        _reason = (
+            "dsa_ext._C is not built: run `pip install -e .` in the checkout, or leave its folder if you installed it"
+        )
+    else:
+        _reason = f"dsa_ext._C does not load with torch {torch.__version__} (torch >= 2.11 is needed): {error}"
+    raise ImportError(f"dsa_ext: {_reason}") from None
+
+from . import reference
+from ._build_info import build_info
+from .attention import sparse_mla_fwd
+
+__all__ = ["build_info", "reference", "sparse_mla_fwd"]
+__version__: str = _C.build_info()["version"]
