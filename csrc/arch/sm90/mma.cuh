@@ -5,6 +5,14 @@
 
 namespace dsa::sm90 {
 
+// The same pointer, but the compiler does not know that: descriptors made from it are computed where they are used. Known
+// ones are hoisted out of the loops, more of them than there are registers.
+template <class T>
+__device__ __forceinline__ T* opaque(T* pointer) {
+  asm volatile("" : "+l"(pointer));
+  return pointer;
+}
+
 // acc (+)= A * B, both operands in shared memory: sA [M, K], sB [N, K].
 template <class Mma, class TensorA, class TensorB, class Acc>
 __device__ __forceinline__ void mma_ss(Mma mma, TensorA const& sA, TensorB const& sB, Acc& acc, int thread, bool zero) {

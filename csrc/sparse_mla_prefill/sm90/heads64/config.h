@@ -35,6 +35,9 @@ enum : int { kLeft = 0, kRight = 1 };
 
 using TileLayout = decltype(tile_to_shape(GMMA::Layout_K_SW128_Atom<bf16>{}, Shape<_64, _64>{}));
 constexpr int kTileElements = cosize_v<TileLayout>;
+// Adjacent tiles as one operand of Q K^T.
+template <int kCols>
+using ScoreLayout = decltype(tile_to_shape(GMMA::Layout_K_SW128_Atom<bf16>{}, Shape<_64, Int<kCols>>{}));
 // The same bytes of four tiles, read as value columns [256] x keys [64].
 using ValueLayout =
     decltype(tile_to_shape(GMMA::Layout_MN_SW128_Atom<bf16>{}, Shape<Int<kHalfV>, _64>{}, Step<_2, _1>{}));

@@ -59,16 +59,15 @@ struct Consumer {
     cutlass::arch::fence_view_async_shared();
   }
 
-  // rS = Q K^T of the block in `buffer`: each half starts as soon as it has landed. Commits, does not wait.
+  // rS = Q K^T over half of the columns of the block in `buffer`, whose keys have landed. Commits, does not wait.
+  template <int kHalf>
   __device__ __forceinline__ void issue_scores(int buffer) {
-    warpgroup_fence_operand(rS);
-    wait_keys(buffer, kLeft);
+    constexpr int kFirst = kHalf * kHalfTiles, kCols = kHalf == kLeft ? kHalfV : Config::kDQk - kHalfV;
+    using Layout = ScoreLayout<kCols>;
     warpgroup_arrive();
-    CUTE_UNROLL
-    for (int t = 0; t < kHalfTiles; ++t) score_tile(buffer, t);
-    wait_keys(buffer, kRight);
-    CUTE_UNROLL
-    for (int t = kHalfTiles; t < Config::kTiles; ++t) score_tile(buffer, t);
+    mma_ss(MmaQK{}, make_tensor(make_smem_ptr(opaque(smem.q) + kFirst * kTileElements), Layout{}),
+           make_tensor(make_smem_ptr(opaque(smem.k[buffer]) + kFirst * kTileElements), Layout{}), rS, thread,
+           kHalf == kLeft);
     warpgroup_commit_batch();
   }
 
@@ -83,12 +82,13 @@ struct Consumer {
   // ... or from the other's, in shared memory.
   __device__ __forceinline__ void issue_other_values(bf16* p, int buffer, int half) {
     warpgroup_arrive();
-    mma_ss(MmaPVShared{}, make_tensor(make_smem_ptr(p), TileLayout{}), values(buffer, half), rO, thread, false);
+    mma_ss(MmaPVShared{}, make_tensor(make_smem_ptr(opaque(p)), TileLayout{}), values(buffer, half), rO, thread, false);
     warpgroup_commit_batch();
   }
 
-  // All products are done and their registers may be touched. Elsewhere none is touched while products are in flight,
-  // on no path, or ptxas serialises every product of the kernel.
+  // All products are done and their registers may be touched; elsewhere none is touched while products are in flight.
+  // Products are issued on straight-line code alone: where paths with different products in flight meet, ptxas
+  // serialises every product of the kernel.
   __device__ __forceinline__ void wait_products() {
     warpgroup_wait<0>();
     warpgroup_fence_operand(rO);
@@ -105,13 +105,8 @@ struct Consumer {
   }
 
  private:
-  __device__ __forceinline__ void score_tile(int buffer, int t) {
-    mma_ss(MmaQK{}, make_tensor(make_smem_ptr(smem.q + t * kTileElements), TileLayout{}),
-           make_tensor(make_smem_ptr(smem.k[buffer] + t * kTileElements), TileLayout{}), rS, thread, t == 0);
-  }
-
   __device__ __forceinline__ auto values(int buffer, int half) const {
-    return make_tensor(make_smem_ptr(smem.k[buffer] + half * kHalfTiles * kTileElements), ValueLayout{});
+    return make_tensor(make_smem_ptr(opaque(smem.k[buffer]) + half * kHalfTiles * kTileElements), ValueLayout{});
   }
 };
 

@@ -14,33 +14,48 @@ struct EvenConsumer : Consumer<Config> {
   __device__ __forceinline__ void run() {
     if (this->thread == 0) this->load_q(params.tile(blockIdx.x));
     this->wait_q();
-    this->issue_scores(0);
-    for (int64_t i = blockIdx.x; i < params.tiles; i += gridDim.x) {
+    this->wait_keys(0, kLeft);
+    this->template issue_scores<kLeft>(0);
+    this->wait_keys(0, kRight);
+    this->template issue_scores<kRight>(0);
+
+    for (int64_t i = blockIdx.x;;) {
       Tile const tile = params.tile(i);
       int const pairs = params.pairs(params.length(tile));
-      bool const another_tile = i + gridDim.x < params.tiles;
+      i += gridDim.x;
+      bool const another_tile = i < params.tiles;
+
       this->begin_tile();
 #pragma unroll 1
-      for (int pair = 1; pair <= pairs; ++pair) {
-        bool const last = pair == pairs;
+      for (int pair = 1; pair < pairs; ++pair) {
         add_pair();
-        // All scores of the pair are done, the odd consumer's too (add_pair met it): after the last, Q may be replaced.
-        if (last && another_tile && this->thread == 0) this->load_q(params.tile(i + gridDim.x));
-        // The next scores queue up behind the values if their keys are here; otherwise the values' buffer goes back
-        // first. The first scores of the next tile run while this one is written out.
-        bool const ready = !last && smem.full[0][kLeft].test_wait(phase);
-        if (!ready) release_odd_block();
-        if (last && !another_tile) break;
-        if (last) this->wait_q();
-        this->issue_scores(0);
-        if (ready) {
-          warpgroup_wait<1>();
-          this->release(1, kLeft);
-        }
+        // The next pair's scores queue up behind the values in flight, whose buffer goes back in between.
+        this->wait_keys(0, kLeft);
+        this->template issue_scores<kLeft>(0);
+        warpgroup_wait<1>();
+        this->release(1, kLeft);
+        this->wait_keys(0, kRight);
+        this->template issue_scores<kRight>(0);
       }
+      add_pair();
+      // All scores of the tile are done, the odd consumer's too (add_pair met it).
+      if (another_tile && this->thread == 0) this->load_q(params.tile(i));
+      this->wait_products();
+      this->release(1, kLeft);
+
+      // The next tile's first scores run while this one is written out; after the last tile, scores of nothing.
+      if (another_tile) {
+        this->wait_q();
+        this->wait_keys(0, kLeft);
+        this->wait_keys(0, kRight);
+      }
+      this->template issue_scores<kLeft>(0);
+      this->template issue_scores<kRight>(0);
       combine_stats(stats, smem, kEven, lane, warp);
       write_tile(params, tile, stats, rO, kEven, lane, warp);
+      if (!another_tile) break;
     }
+    warpgroup_wait<0>();
   }
 
  private:
@@ -49,7 +64,7 @@ struct EvenConsumer : Consumer<Config> {
     this->wait_products();
     mask_scores(rS, smem.valid[0], lane);
     float factor[2];
-    if (stats.meet(rS, this->scale_log2, factor)) stats.rescale(factor, rO);
+    if (stats.meet(rS, this->scale_log2, factor)) rescale(rO, factor);
     stats.exponentiate(rS, rP, this->scale_log2);
     if constexpr (Config::kEvenPOverRope) cutlass::arch::NamedBarrier::arrive_and_wait(128, kEvenScores);
     store_probabilities(rP, smem.even_p(), lane, warp);
@@ -62,13 +77,8 @@ struct EvenConsumer : Consumer<Config> {
     phase ^= 1;
 
     cutlass::arch::NamedBarrier::arrive_and_wait(256, kOddPReady);
-    if (stats.adopt(smem.reference[kOdd], factor, lane, warp)) stats.rescale(factor, rO);
+    if (stats.adopt(smem.reference[kOdd], factor, lane, warp)) rescale(rO, factor);
     this->issue_other_values(smem.odd_p(), 1, kLeft);
-  }
-
-  __device__ __forceinline__ void release_odd_block() {
-    warpgroup_wait<0>();
-    this->release(1, kLeft);
   }
 };
 

@@ -26,31 +26,28 @@ struct OddConsumer : Consumer<Config> {
 
  private:
   __device__ __forceinline__ void add_pair() {
-    this->issue_scores(1);
+    this->wait_keys(1, kLeft);
+    this->template issue_scores<kLeft>(1);
+    this->wait_keys(1, kRight);
+    this->template issue_scores<kRight>(1);
     cutlass::arch::NamedBarrier::arrive_and_wait(256, kEvenPReady);
     cutlass::arch::fence_view_async_shared();  // the even consumer waited for this block's copies, this one did not
     this->wait_products();
 
+    float factor[2];
+    if (stats.adopt(smem.reference[kEven], factor, lane, warp)) rescale(rO, factor);
+    this->issue_other_values(smem.even_p(), 0, kRight);
     mask_scores(rS, smem.valid[1], lane);
-    float even_factor[2] = {1.f, 1.f}, factor[2] = {1.f, 1.f};
-    bool const even_moved = stats.adopt(smem.reference[kEven], even_factor, lane, warp);
     bool const moved = stats.meet(rS, this->scale_log2, factor);
-    if (even_moved | moved) {  // rare: O meets each block at that block's own reference
-      stats.rescale(even_factor, rO);
-      this->issue_other_values(smem.even_p(), 0, kRight);
-      this->wait_products();
-      stats.rescale(factor, rO);
-    } else {
-      this->issue_other_values(smem.even_p(), 0, kRight);
-    }
     stats.exponentiate(rS, rP, this->scale_log2);
     store_probabilities(rP, smem.odd_p(), lane, warp);
     stats.publish(smem.reference[kOdd], lane, warp);
     cutlass::arch::fence_view_async_shared();
     cutlass::arch::NamedBarrier::arrive(256, kOddPReady);
-    this->issue_own_values(1, kRight);
-    warpgroup_wait<1>();
+    this->wait_products();
     this->release(0, kRight);
+    if (moved) rescale(rO, factor);
+    this->issue_own_values(1, kRight);
     this->wait_products();
     this->release(1, kRight);
     phase ^= 1;

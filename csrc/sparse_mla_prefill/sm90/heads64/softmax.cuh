@@ -14,16 +14,7 @@ struct RowStats {
   float sum[2] = {0.f, 0.f};                    // over this thread's keys alone
   float top[2] = {-INFINITY, -INFINITY};        // largest raw score of this thread's keys
 
-  // O and sums move to new references; a factor of 1 leaves its row alone.
-  template <class TensorO>
-  __device__ __forceinline__ void rescale(float const (&factor)[2], TensorO& rO) {
-    CUTE_UNROLL
-    for (int i = 0; i < size(rO); ++i) rO(i) *= factor[fragment_row(i)];
-    CUTE_UNROLL
-    for (int r = 0; r < 2; ++r) sum[r] *= factor[r];
-  }
-
-  // Takes over the references that the other consumer has moved to. True if the warp must rescale.
+  // Takes over the references that the other consumer has moved to. True if the warp must rescale O by `factor`.
   __device__ __forceinline__ bool adopt(float const* references, float (&factor)[2], int lane, int warp) {
     float theirs[2];
     CUTE_UNROLL
@@ -41,8 +32,8 @@ struct RowStats {
     }
   }
 
-  // Meets a block's raw scores. True if the warp must rescale by `factor` before it adds the block: some row's scores
-  // exceed its reference by more than the threshold. Rows decide for themselves, so that a head's bits do not depend on
+  // Meets a block's raw scores. True if the warp must rescale O by `factor` before it adds the block: some row's
+  // scores exceed its reference by more than the threshold. Rows decide for themselves, so that a head's bits do not depend on
   // the heads beside it.
   template <class TensorS>
   __device__ __forceinline__ bool meet(TensorS const& rS, float scale_log2, float (&factor)[2]) {
@@ -88,9 +79,17 @@ struct RowStats {
     for (int r = 0; r < 2; ++r) {
       factor[r] = target[r] == reference[r] ? 1.f : exp2f(reference[r] - target[r]);
       reference[r] = target[r];
+      sum[r] *= factor[r];
     }
   }
 };
+
+// O moves to new references; a factor of 1 leaves its row alone.
+template <class TensorO>
+__device__ __forceinline__ void rescale(TensorO& rO, float const (&factor)[2]) {
+  CUTE_UNROLL
+  for (int i = 0; i < size(rO); ++i) rO(i) *= factor[fragment_row(i)];
+}
 
 // Scores of keys that do not count become -inf.
 template <class TensorS>
