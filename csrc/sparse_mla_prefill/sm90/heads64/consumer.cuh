@@ -48,6 +48,13 @@ struct Consumer {
                              t * kTileCols, tile.head, tile.token, tile.batch);
   }
 
+  // There is no room for two tiles of Q: the next one waits in L2.
+  __device__ __forceinline__ void prefetch_q(Tile const tile) {
+    CUTE_UNROLL
+    for (int t = 0; t < Config::kTiles; ++t)
+      SM90_TMA_LOAD_4D::PREFETCH::copy(&q_map, t * kTileCols, tile.head, tile.token, tile.batch);
+  }
+
   __device__ __forceinline__ void wait_q() {
     smem.q_full.wait(q_phase);
     q_phase ^= 1;

@@ -26,23 +26,19 @@ struct EvenConsumer : Consumer<Config> {
       bool const another_tile = i < params.tiles;
 
       this->begin_tile();
+      if (another_tile && this->thread == 0) this->prefetch_q(params.tile(i));
 #pragma unroll 1
       for (int pair = 1; pair < pairs; ++pair) {
-        add_pair();
-        // The next pair's scores queue up behind the values in flight, whose buffer goes back in between.
+        add_pair([] {});
         this->wait_keys(0, kLeft);
         this->template issue_scores<kLeft>(0);
-        warpgroup_wait<1>();
-        this->release(1, kLeft);
         this->wait_keys(0, kRight);
         this->template issue_scores<kRight>(0);
       }
-      add_pair();
-      // All scores of the tile are done, the odd consumer's too (add_pair met it).
-      if (another_tile && this->thread == 0) this->load_q(params.tile(i));
-      this->wait_products();
-      this->release(1, kLeft);
-
+      add_pair([&] {
+        if (another_tile && this->thread == 0) this->load_q(params.tile(i));
+      });
+      combine_stats(stats, smem, kEven, lane, warp);
       // The next tile's first scores run while this one is written out; after the last tile, scores of nothing.
       if (another_tile) {
         this->wait_q();
@@ -51,7 +47,6 @@ struct EvenConsumer : Consumer<Config> {
       }
       this->template issue_scores<kLeft>(0);
       this->template issue_scores<kRight>(0);
-      combine_stats(stats, smem, kEven, lane, warp);
       write_tile(params, tile, stats, rO, kEven, lane, warp);
       if (!another_tile) break;
     }
@@ -59,8 +54,9 @@ struct EvenConsumer : Consumer<Config> {
   }
 
  private:
-  // Scores of block 2j are in flight on entry, values of block 2j+1 on return.
-  __device__ __forceinline__ void add_pair() {
+  // Scores of block 2j are in flight on entry. Calls scores_done() when nobody reads Q for this pair any more.
+  template <class F>
+  __device__ __forceinline__ void add_pair(F const& scores_done) {
     this->wait_products();
     mask_scores(rS, smem.valid[0], lane);
     float factor[2];
@@ -77,8 +73,12 @@ struct EvenConsumer : Consumer<Config> {
     phase ^= 1;
 
     cutlass::arch::NamedBarrier::arrive_and_wait(256, kOddPReady);
+    scores_done();
     if (stats.adopt(smem.reference[kOdd], factor, lane, warp)) rescale(rO, factor);
     this->issue_other_values(smem.odd_p(), 1, kLeft);
+    // Not before the next scores: wgmma blocks while a few are queued, and the buffer would go back late.
+    this->wait_products();
+    this->release(1, kLeft);
   }
 };
 
