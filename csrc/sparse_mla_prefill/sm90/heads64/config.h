@@ -1,6 +1,7 @@
 // Tiles, shared memory and barriers of the 64-head sparse prefill kernel on Hopper. kernel.cuh draws the pipeline.
 #pragma once
 
+#include <cuda.h>
 #include <cutlass/arch/barrier.h>
 
 #include <cute/tensor.hpp>
@@ -85,15 +86,20 @@ struct Config {
 // Named barriers (hardware barrier 0 is __syncthreads'), with the threads that take part.
 enum NamedBarrier : uint32_t {
   kEvenPReady = 1,   // 256: even consumer arrives, odd one waits; probabilities and references of block 2j
-  kOddPReady = 2,    // 256: the reverse, block 2j+1
+  kOddPReady = 2,    // 256: both wait; the reverse, block 2j+1, and one bit: the odd consumer's references have moved
   kEvenScores = 3,   // 128: the even consumer's four warps have their scores: the rope tile may be overwritten
-  kStatsReady = 4,   // 256: sums and maxima of a finished tile
+  kStatsReady = 4,   // 256: both wait; sums and maxima of a finished tile, whose products are all done
 };
 
 // Work is cut into tiles of 64 heads of one query; a CTA takes every gridDim.x-th. Neighbouring CTAs take the head
 // blocks of one query and so gather the same rows at the same time.
 struct Tile {
   int batch, token, head;
+};
+
+struct TensorMaps {
+  CUtensorMap q;    // boxes of 64 heads x 64 columns
+  CUtensorMap out;  // boxes of 16 heads x 64 columns
 };
 
 struct KernelParams : SparseMlaPrefillParams {

@@ -4,6 +4,7 @@
 #include <cute/arch/copy_sm90_tma.hpp>
 
 #include "arch/sm90/mma.cuh"
+#include "arch/sm90/named_barrier.cuh"
 #include "config.h"
 #include "epilogue.cuh"
 #include "softmax.cuh"
@@ -18,7 +19,7 @@ struct Consumer {
   using FragP = decltype(make_tensor<bf16>(partition_shape_A(MmaPV{}, Shape<Int<kBlockH>, Int<kBlockK>>{})));
 
   KernelParams const& params;
-  CUtensorMap const& q_map;
+  TensorMaps const& maps;
   Shared& smem;
   int const thread, warp, lane;
   float const scale_log2;
@@ -29,9 +30,9 @@ struct Consumer {
   uint32_t phase = 0;    // of the full barriers
   uint32_t q_phase = 0;  // of q_full
 
-  __device__ __forceinline__ Consumer(KernelParams const& params, CUtensorMap const& q_map, Shared& smem)
+  __device__ __forceinline__ Consumer(KernelParams const& params, TensorMaps const& maps, Shared& smem)
       : params(params),
-        q_map(q_map),
+        maps(maps),
         smem(smem),
         thread(threadIdx.x % 128),
         warp(threadIdx.x % 128 / 32),
@@ -43,7 +44,7 @@ struct Consumer {
     smem.q_full.arrive_and_expect_tx(Config::kQBytes);
     CUTE_UNROLL
     for (int t = 0; t < Config::kTiles; ++t)
-      SM90_TMA_LOAD_4D::copy(&q_map, reinterpret_cast<uint64_t*>(&smem.q_full),
+      SM90_TMA_LOAD_4D::copy(&maps.q, reinterpret_cast<uint64_t*>(&smem.q_full),
                              static_cast<uint64_t>(TMA::CacheHintSm90::EVICT_FIRST), smem.q + t * kTileElements,
                              t * kTileCols, tile.head, tile.token, tile.batch);
   }
@@ -52,7 +53,7 @@ struct Consumer {
   __device__ __forceinline__ void prefetch_q(Tile const tile) {
     CUTE_UNROLL
     for (int t = 0; t < Config::kTiles; ++t)
-      SM90_TMA_LOAD_4D::PREFETCH::copy(&q_map, t * kTileCols, tile.head, tile.token, tile.batch);
+      SM90_TMA_LOAD_4D::PREFETCH::copy(&maps.q, t * kTileCols, tile.head, tile.token, tile.batch);
   }
 
   __device__ __forceinline__ void wait_q() {
@@ -104,6 +105,14 @@ struct Consumer {
 
   __device__ __forceinline__ void release(int buffer, int half) {
     if (lane == 0) smem.empty[buffer][half].arrive();
+  }
+
+  // The odd buffer's half, when the output staged there has been read.
+  __device__ __forceinline__ void release_staged(int half) {
+    if (lane == 0) {
+      tma_store_wait<0>();
+      smem.empty[1][half].arrive();
+    }
   }
 
   __device__ __forceinline__ void begin_tile() {

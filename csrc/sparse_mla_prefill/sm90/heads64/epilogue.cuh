@@ -1,24 +1,13 @@
 // End of a tile: the two consumers add up their row sums, and each writes its half of the value columns.
 #pragma once
 
+#include <cute/arch/copy_sm90_tma.hpp>
+
 #include "config.h"
 #include "softmax.cuh"
+#include "store_rows.cuh"
 
 namespace dsa::sm90::prefill_heads64 {
-
-// Four lanes hold four rows of a 4 x 4 matrix of words; afterwards each holds a column of it.
-__device__ __forceinline__ void transpose_quad(uint32_t (&v)[4], int lane) {
-  auto exchange = [](bool upper, int distance, uint32_t& a, uint32_t& b) {  // a of the upper lane with b of the lower
-    uint32_t const got = __shfl_xor_sync(~0u, upper ? a : b, distance);
-    a = upper ? got : a;
-    b = upper ? b : got;
-  };
-  bool const odd = lane & 1, high = lane & 2;
-  exchange(odd, 1, v[0], v[1]);
-  exchange(odd, 1, v[2], v[3]);
-  exchange(high, 2, v[0], v[2]);
-  exchange(high, 2, v[1], v[3]);
-}
 
 // Waits for the other consumer's sums; afterwards stats.sum and stats.top are the rows' own.
 template <class Shared>
@@ -45,34 +34,45 @@ __device__ __forceinline__ void combine_stats(RowStats& stats, Shared& smem, int
   }
 }
 
-template <class TensorO>
-__device__ __forceinline__ void write_tile(KernelParams const& params, Tile const tile, RowStats const& stats,
-                                           TensorO const& rO, int me, int lane, int warp) {
+// Starts to write a warp's 16 heads of this consumer's value columns. They go through the odd key buffer, which the last values
+// have left and this consumer has not yet released: stores from registers would queue behind the next tile's gather.
+// All warps have met in combine_stats, so none still multiplies from that buffer.
+template <class Shared, class TensorO>
+__device__ __forceinline__ void write_tile(KernelParams const& params, CUtensorMap const& out_map, Tile const tile,
+                                           RowStats const& stats, TensorO const& rO, Shared& smem, int me, int lane,
+                                           int warp) {
+  float scale[2];
   CUTE_UNROLL
   for (int r = 0; r < 2; ++r) {
     int const head = tile.head + warp * 16 + r * 8 + lane / 4;
     bool const inside = head < params.h_q;
     float const sink = params.attn_sink != nullptr && inside ? params.attn_sink[head] : negative_infinity();
-    float const scale = output_scale(stats.sum[r], stats.reference[r], sink);
-    bf16* const out = static_cast<bf16*>(params.out) + tile.batch * params.out_stride_batch +
-                      tile.token * params.out_stride_token + head * params.out_stride_head + me * kHalfV;
-    // 32 columns at a time: four lanes' pairs of columns 8 k + 2 l become 16 bytes of columns 8 l for each lane.
-    CUTE_UNROLL
-    for (int i = 0; i < kHalfV / 32; ++i) {
-      uint32_t v[4];
-      CUTE_UNROLL
-      for (int k = 0; k < 4; ++k) {
-        int const e = (i * 4 + k) * 4 + r * 2;
-        v[k] = pack_bf16(rO(e) * scale, rO(e + 1) * scale);
-      }
-      transpose_quad(v, lane);
-      if (inside) *reinterpret_cast<uint4*>(out + i * 32 + lane % 4 * 8) = make_uint4(v[0], v[1], v[2], v[3]);
-    }
+    scale[r] = output_scale(stats.sum[r], stats.reference[r], sink);
     if (me == kOdd && inside && lane % 4 == 0) {
       int64_t const row = (int64_t(tile.batch) * params.s_q + tile.token) * params.h_q + head;
       params.max_logits[row] = stats.top[r] * params.scale;
       params.lse[row] = natural_lse(stats.sum[r], stats.reference[r]);
     }
+  }
+  bf16* const staged = smem.k[1] + me * kHalfTiles * kTileElements;
+  CUTE_UNROLL
+  for (int t = 0; t < kHalfTiles; ++t) {
+    auto packed = make_tensor<uint32_t>(Int<kTileCols / 4>{});
+    CUTE_UNROLL
+    for (int i = 0; i < size(packed); ++i) {
+      int const e = t * kTileCols / 2 + i * 2;
+      packed(i) = pack_bf16(rO(e) * scale[i % 2], rO(e + 1) * scale[i % 2]);
+    }
+    store_rows(packed, staged + t * kTileElements, lane, warp);
+  }
+  cutlass::arch::fence_view_async_shared();
+  __syncwarp();
+  if (lane == 0) {
+    CUTE_UNROLL
+    for (int t = 0; t < kHalfTiles; ++t)  // heads past the last are not written
+      SM90_TMA_STORE_4D::copy(&out_map, staged + t * kTileElements + warp * 16 * kTileCols,
+                              me * kHalfV + t * kTileCols, tile.head + warp * 16, tile.token, tile.batch);
+    tma_store_arrive();
   }
 }
 

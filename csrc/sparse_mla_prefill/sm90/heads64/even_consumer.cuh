@@ -30,6 +30,7 @@ struct EvenConsumer : Consumer<Config> {
 #pragma unroll 1
       for (int pair = 1; pair < pairs; ++pair) {
         add_pair([] {});
+        this->release(1, kLeft);
         this->wait_keys(0, kLeft);
         this->template issue_scores<kLeft>(0);
         this->wait_keys(0, kRight);
@@ -39,6 +40,7 @@ struct EvenConsumer : Consumer<Config> {
         if (another_tile && this->thread == 0) this->load_q(params.tile(i));
       });
       combine_stats(stats, smem, kEven, lane, warp);
+      write_tile(params, this->maps.out, tile, stats, rO, smem, kEven, lane, warp);
       // The next tile's first scores run while this one is written out; after the last tile, scores of nothing.
       if (another_tile) {
         this->wait_q();
@@ -47,7 +49,7 @@ struct EvenConsumer : Consumer<Config> {
       }
       this->template issue_scores<kLeft>(0);
       this->template issue_scores<kRight>(0);
-      write_tile(params, tile, stats, rO, kEven, lane, warp);
+      this->release_staged(kLeft);
       if (!another_tile) break;
     }
     warpgroup_wait<0>();
@@ -57,13 +59,14 @@ struct EvenConsumer : Consumer<Config> {
   // Scores of block 2j are in flight on entry. Calls scores_done() when nobody reads Q for this pair any more.
   template <class F>
   __device__ __forceinline__ void add_pair(F const& scores_done) {
+    uint64_t const valid = smem.valid[0];  // read early: it queues behind the gather's copies
     this->wait_products();
-    mask_scores(rS, smem.valid[0], lane);
+    mask_scores(rS, valid, lane);
     float factor[2];
     if (stats.meet(rS, this->scale_log2, factor)) rescale(rO, factor);
     stats.exponentiate(rS, rP, this->scale_log2);
     if constexpr (Config::kEvenPOverRope) cutlass::arch::NamedBarrier::arrive_and_wait(128, kEvenScores);
-    store_probabilities(rP, smem.even_p(), lane, warp);
+    store_rows(recast<uint32_t const>(rP), smem.even_p(), lane, warp);
     stats.publish(smem.reference[kEven], lane, warp);
     cutlass::arch::fence_view_async_shared();
     cutlass::arch::NamedBarrier::arrive(256, kEvenPReady);
@@ -72,13 +75,13 @@ struct EvenConsumer : Consumer<Config> {
     this->release(0, kLeft);
     phase ^= 1;
 
-    cutlass::arch::NamedBarrier::arrive_and_wait(256, kOddPReady);
+    bool const odd_moved = arrive_and_any(256, kOddPReady, false);
     scores_done();
-    if (stats.adopt(smem.reference[kOdd], factor, lane, warp)) rescale(rO, factor);
+    if (odd_moved && stats.adopt(smem.reference[kOdd], factor, lane, warp)) rescale(rO, factor);
     this->issue_other_values(smem.odd_p(), 1, kLeft);
-    // Not before the next scores: wgmma blocks while a few are queued, and the buffer would go back late.
+    // The next scores do not queue up behind this: wgmma blocks its issuer once a few are queued, and the values' buffer
+    // would go back late.
     this->wait_products();
-    this->release(1, kLeft);
   }
 };
 

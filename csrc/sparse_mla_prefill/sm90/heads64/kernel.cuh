@@ -24,7 +24,7 @@ namespace dsa::sm90::prefill_heads64 {
 
 template <class Config>
 __global__ void __launch_bounds__(kThreads, 1)
-    sparse_mla_prefill_heads64(__grid_constant__ KernelParams const params, __grid_constant__ CUtensorMap const q_map) {
+    sparse_mla_prefill_heads64(__grid_constant__ KernelParams const params, __grid_constant__ TensorMaps const maps) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
   extern __shared__ __align__(1024) uint8_t raw[];
   auto& smem = *reinterpret_cast<typename Config::SharedStorage*>(raw);
@@ -42,10 +42,10 @@ __global__ void __launch_bounds__(kThreads, 1)
   int const warpgroup = __shfl_sync(~0u, threadIdx.x / 128, 0);
   if (warpgroup == 0) {
     cutlass::arch::warpgroup_reg_alloc<kConsumerRegisters>();
-    EvenConsumer<Config>(params, q_map, smem).run();
+    EvenConsumer<Config>(params, maps, smem).run();
   } else if (warpgroup == 1) {
     cutlass::arch::warpgroup_reg_alloc<kConsumerRegisters>();
-    OddConsumer<Config>(params, q_map, smem).run();
+    OddConsumer<Config>(params, maps, smem).run();
   } else {
     cutlass::arch::warpgroup_reg_dealloc<kProducerRegisters>();
     Producer<Config>(params, smem).run();

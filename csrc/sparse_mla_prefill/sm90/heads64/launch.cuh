@@ -17,12 +17,18 @@ cudaError_t launch(SparseMlaPrefillParams const& p, cudaStream_t stream) {
   if (cudaError_t e = cudaGetDevice(&device)) return e;
   if (cudaError_t e = cudaDeviceGetAttribute(&sms, cudaDevAttrMultiProcessorCount, device)) return e;
 
-  CUtensorMap q_map;
+  TensorMaps maps;
   if (cudaError_t e = encode_bf16_tensor_map<4>(
-          q_map, p.q, {uint64_t(p.d_qk), uint64_t(p.h_q), uint64_t(p.s_q), uint64_t(p.batch)},
+          maps.q, p.q, {uint64_t(p.d_qk), uint64_t(p.h_q), uint64_t(p.s_q), uint64_t(p.batch)},
           {map_stride(p.q_stride_head, p.h_q), map_stride(p.q_stride_token, p.s_q),
            map_stride(p.q_stride_batch, p.batch)},
           {kTileCols, kBlockH, 1, 1}))
+    return e;
+  if (cudaError_t e = encode_bf16_tensor_map<4>(
+          maps.out, p.out, {uint64_t(p.d_v), uint64_t(p.h_q), uint64_t(p.s_q), uint64_t(p.batch)},
+          {map_stride(p.out_stride_head, p.h_q), map_stride(p.out_stride_token, p.s_q),
+           map_stride(p.out_stride_batch, p.batch)},
+          {kTileCols, kBlockH / 4, 1, 1}))
     return e;
 
   int const head_blocks = (p.h_q + kBlockH - 1) / kBlockH;
@@ -31,7 +37,7 @@ cudaError_t launch(SparseMlaPrefillParams const& p, cudaStream_t stream) {
   auto const kernel = sparse_mla_prefill_heads64<Config>;
   constexpr int kShared = sizeof(typename Config::SharedStorage);
   if (cudaError_t e = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kShared)) return e;
-  kernel<<<unsigned(std::min<int64_t>(params.tiles, sms)), kThreads, kShared, stream>>>(params, q_map);
+  kernel<<<unsigned(std::min<int64_t>(params.tiles, sms)), kThreads, kShared, stream>>>(params, maps);
   return cudaGetLastError();
 }
 

@@ -18,9 +18,13 @@ struct OddConsumer : Consumer<Config> {
       this->begin_tile();
       this->wait_q();
 #pragma unroll 1
-      for (int pair = 0; pair < pairs; ++pair) add_pair();
+      for (int pair = 1; pair <= pairs; ++pair) {
+        add_pair();
+        if (pair < pairs) this->release(1, kRight);
+      }
       combine_stats(stats, smem, kOdd, lane, warp);
-      write_tile(params, tile, stats, rO, kOdd, lane, warp);
+      write_tile(params, this->maps.out, tile, stats, rO, smem, kOdd, lane, warp);
+      this->release_staged(kRight);
     }
   }
 
@@ -28,6 +32,7 @@ struct OddConsumer : Consumer<Config> {
   __device__ __forceinline__ void add_pair() {
     this->wait_keys(1, kLeft);
     this->template issue_scores<kLeft>(1);
+    uint64_t const valid = smem.valid[1];
     this->wait_keys(1, kRight);
     this->template issue_scores<kRight>(1);
     cutlass::arch::NamedBarrier::arrive_and_wait(256, kEvenPReady);
@@ -37,19 +42,18 @@ struct OddConsumer : Consumer<Config> {
     float factor[2];
     if (stats.adopt(smem.reference[kEven], factor, lane, warp)) rescale(rO, factor);
     this->issue_other_values(smem.even_p(), 0, kRight);
-    mask_scores(rS, smem.valid[1], lane);
+    mask_scores(rS, valid, lane);
     bool const moved = stats.meet(rS, this->scale_log2, factor);
     stats.exponentiate(rS, rP, this->scale_log2);
-    store_probabilities(rP, smem.odd_p(), lane, warp);
+    store_rows(recast<uint32_t const>(rP), smem.odd_p(), lane, warp);
     stats.publish(smem.reference[kOdd], lane, warp);
     cutlass::arch::fence_view_async_shared();
-    cutlass::arch::NamedBarrier::arrive(256, kOddPReady);
     this->wait_products();
     this->release(0, kRight);
+    arrive_and_any(256, kOddPReady, moved);
     if (moved) rescale(rO, factor);
     this->issue_own_values(1, kRight);
     this->wait_products();
-    this->release(1, kRight);
     phase ^= 1;
   }
 };

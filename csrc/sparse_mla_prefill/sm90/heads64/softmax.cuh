@@ -102,19 +102,4 @@ __device__ __forceinline__ void mask_scores(TensorS& rS, uint64_t valid, int lan
   }
 }
 
-// Writes a warp's 16 x 64 probabilities to a swizzled tile, as the other consumer's A operand.
-template <class TensorP>
-__device__ __forceinline__ void store_probabilities(TensorP const& rP, bf16* tile, int lane, int warp) {
-  auto const packed = recast<uint32_t const>(rP);
-  int const row = warp * 16 + lane % 16;
-  uint32_t const base = cast_smem_ptr_to_uint(tile) + row * 128;
-  CUTE_UNROLL
-  for (int k = 0; k < kBlockK / 16; ++k) {
-    uint32_t const address = base + ((k * 2 + lane / 16) ^ (row % 8)) * 16;
-    asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(address), "r"(packed(k * 4)),
-                 "r"(packed(k * 4 + 1)), "r"(packed(k * 4 + 2)), "r"(packed(k * 4 + 3))
-                 : "memory");
-  }
-}
-
 }  // namespace dsa::sm90::prefill_heads64

