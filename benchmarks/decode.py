@@ -48,9 +48,9 @@ class Decode(Benchmark):
         return case.s_q == 1 and case.batch in (1, 64)
 
     def measure(self, case: SparseMlaFwdCase, peer: peers.FlashMla | None, seconds: float) -> Row:
-        steps = [make_inputs(case, "cuda", seed) for seed in range(-(-SEQUENCES // case.batch))]
+        steps = [make_inputs(case, self.device, seed) for seed in range(-(-SEQUENCES // case.batch))]
         results = steps[0].call(dsa_ext.sparse_mla_fwd)
-        queries = torch.randperm(case.batch * case.s_q, device="cuda")[:CHECKED_QUERIES]
+        queries = torch.randperm(case.batch * case.s_q, device=self.device)[:CHECKED_QUERIES]
         verify(results, steps[0], queries)
 
         row: Row = {"calls_a_graph": len(steps)}

@@ -26,6 +26,7 @@ class Benchmark(ABC):
     name: ClassVar[str]
     op: ClassVar[str] = "sparse_mla_fwd"
     note: ClassVar[str] = ""  # printed first
+    device: ClassVar[str] = "cuda"
     cpu_case: ClassVar[SparseMlaFwdCase]
 
     @abstractmethod

@@ -73,7 +73,8 @@ def flash_mla() -> tuple[FlashMla | None, str]:
     try:
         peer = FlashMla(path)
     except (OSError, RuntimeError, AttributeError) as error:
-        return None, f"no peer: {FILE} does not load with torch {torch.__version__}: {str(error).splitlines()[0]}"
+        reason = str(error.__cause__ or error).partition("\n")[0]
+        return None, f"no peer: {FILE} does not load with torch {torch.__version__}: {reason}"
     return peer, f"{peer.name} {peer.version}"
 
 

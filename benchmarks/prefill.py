@@ -40,10 +40,10 @@ class Prefill(Benchmark):
         return case.topk == 2048 and case.d_qk == 576 and case.s_kv != 32768
 
     def measure(self, case: SparseMlaFwdCase, peer: peers.FlashMla | None, seconds: float) -> Row:
-        inputs = make_inputs(case, "cuda")
+        inputs = make_inputs(case, self.device)
         calls = {"ours": lambda: inputs.call(dsa_ext.sparse_mla_fwd)}
         results = calls["ours"]()
-        verify(results, inputs, torch.randperm(case.s_q, device="cuda")[:CHECKED_QUERIES])
+        verify(results, inputs, torch.randperm(case.s_q, device=self.device)[:CHECKED_QUERIES])
 
         row: Row = {}
         if peer:

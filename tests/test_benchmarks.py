@@ -38,14 +38,10 @@ def stored(**run) -> dict:
         row = {"row": benchmark.row_id(case), "op": "sparse_mla_fwd", "path": "sm90", **frame.describe(case)}
         row |= {"error": None, "ms": case.flops / 350e9, "peer_ms": case.flops / 280e9}
         rows.append(row | frame.rates(row, MATMUL))
-    facts = record.of_run(on_gpu=False) | {
-        "gpu": "NVIDIA H200",
-        "driver": "1.2",
-        "source_hash": HASHES,
-        "commit": "c0ffee",
-    }
+    facts = record.of_run(on_gpu=False) | {"gpu": "NVIDIA H200", "driver": "1.2", "commit": "c0ffee"}
+    facts |= {"source_hash": HASHES} | run
     versions = {"FlashMLA": {"version": "of vllm==0.21.0", "sha256": "00"}}
-    return {"benchmark": "prefill", "run": facts | run, "matmul_tflops": MATMUL, "peers": versions, "rows": rows}
+    return {"benchmark": "prefill", "run": facts, "matmul_tflops": MATMUL, "peers": versions, "rows": rows}
 
 
 def test_rows_of_prefill():
@@ -83,7 +79,7 @@ def test_table():
     text = render_readme.table(json.loads(json.dumps(stored())), HASHES)
     lines = text.splitlines()
     first = next(line for line in lines if line.startswith("| 128 | 2048 | 576 |"))
-    assert first == "| 128 | 2048 | 576 | 3.34 / 3.34 / 3.34 | 350 / 350 / 350 | 50% / 50% / 50% | 1.25 / 1.25 / 1.25 |"
+    assert first == "| 128 | 2048 | 576 | 6.68 / 6.68 / 6.68 | 350 / 350 / 350 | 50% / 50% / 50% | 1.25 / 1.25 / 1.25 |"
     assert sum(bool(re.match(r"\| \d", line)) for line in lines) == 12
     assert all(line.count("|") == 8 for line in lines if line.startswith("|"))
     assert "8K / 32K / 128K" in text and "`c0ffee`" in text and "700 TFLOPS" in text and "vllm==0.21.0" in text
@@ -98,7 +94,7 @@ def test_table_of_what_is_missing_or_wrong():
     del result["rows"][2]
     result["peers"] = {}
     text = render_readme.table(result, HASHES)
-    assert "| 128 | 2048 | 576 | failed / 3.34 / – | failed / 350 / – | failed / 50% / – | failed / – / – |" in text
+    assert "| 128 | 2048 | 576 | failed / 6.68 / – | failed / 350 / – | failed / 50% / – | failed / – / – |" in text
     assert "Timed beside it" not in text
 
 
@@ -232,6 +228,63 @@ def test_example_of_the_readme():
     assert names["out"].shape == (4, 128, 512) and names["lse"].shape == (4, 128)
 
 
+@pytest.fixture
+def on_cpu(monkeypatch):
+    """The path that a GPU takes, with the reference for the kernel and a clock that says 2 ms for every call."""
+    two_ms = timing.Timing(2.0, (1.9, 2.1), 5)
+
+    def in_turns(calls, seconds):
+        for call in calls.values():
+            call()
+        return dict.fromkeys(calls, two_ms)
+
+    monkeypatch.setattr(timing, "in_turns", in_turns)
+    monkeypatch.setattr(timing, "graph", lambda calls: lambda: [call() for call in calls])
+    monkeypatch.setattr(frame, "implementation", lambda *sizes: "reference")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    for benchmark in (prefill.Prefill, decode.Decode):
+        monkeypatch.setattr(benchmark, "device", "cpu")
+    monkeypatch.setattr(decode, "SEQUENCES", 4)
+
+
+BENCHMARKS = pytest.mark.parametrize("benchmark", [prefill.Prefill(), decode.Decode()], ids=lambda b: b.name)
+
+
+@BENCHMARKS
+def test_row(benchmark, on_cpu):
+    row = frame._row(benchmark, benchmark.cpu_case, NoPeer(), MATMUL, seconds=1)
+    assert row["error"] is None and "peer_error" not in row
+    calls = row.get("calls_a_graph", 1)
+    assert row["ms"] == row["peer_ms"] == 2.0 / calls and row["ratio"] == 1 and row["peer_heads"] == 64
+    assert calls == (2 if benchmark.name == "decode" else 1)
+    assert "ratio 1.000" in frame.line(row)
+    json.dumps(row)
+
+
+@BENCHMARKS
+def test_wrong_result_is_not_timed(benchmark, on_cpu, monkeypatch):
+    right = dsa_ext.sparse_mla_fwd
+
+    def wrong(*arguments, **options):
+        out, max_logits, lse = right(*arguments, **options)
+        return out * 1.1, max_logits, lse
+
+    monkeypatch.setattr(dsa_ext, "sparse_mla_fwd", wrong)
+    row = frame._row(benchmark, benchmark.cpu_case, None, MATMUL, seconds=1)
+    assert row["error"].startswith("AssertionError: out is wrong") and "ms" not in row
+    assert "FAILED" in frame.line(row)
+
+
+def test_peer_that_is_called_wrongly_is_not_timed(on_cpu):
+    peer = NoPeer()
+    right = peer._sparse_prefill
+    peer._sparse_prefill = lambda q, *rest: right(q.flip(1), *rest)
+    row = frame._row(prefill.Prefill(), prefill.Prefill.cpu_case, peer, MATMUL, seconds=1)
+    assert row["error"] is None and row["ms"] == 2.0
+    assert row["peer_error"].startswith("its result differs from ours") and row["ratio"] is None
+    assert "peer: its result differs" in frame.line(row)
+
+
 @pytest.mark.gpu
 def test_times_on_the_gpu():
     times = timing.in_turns({"a": lambda: torch.zeros(1 << 20, device="cuda"), "b": lambda: None}, seconds=0.05)
@@ -244,7 +297,7 @@ def test_times_on_the_gpu():
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("benchmark", [prefill.Prefill(), decode.Decode()], ids=lambda b: b.name)
+@BENCHMARKS
 def test_row_on_the_gpu(benchmark):
     row = frame._row(benchmark, benchmark.cases()[0], peers.flash_mla()[0], MATMUL, seconds=0.05)
     assert row["error"] is None and row["ms"] > 0 and row["path"].startswith("sm")

@@ -1,12 +1,11 @@
 // Tiles, shared memory and barriers of the 64-head sparse prefill kernel on Hopper. kernel.cuh draws the pipeline.
 #pragma once
 
-#include <cuda.h>
 #include <cutlass/arch/barrier.h>
 
 #include <cute/tensor.hpp>
 
-#include "sparse_mla_prefill/op.h"
+#include "sparse_mla_prefill/sm90/work.h"
 
 namespace dsa::sm90::prefill_heads64 {
 
@@ -15,7 +14,6 @@ using bf16 = cutlass::bfloat16_t;
 using Barrier = cutlass::arch::ClusterTransactionBarrier;
 
 constexpr int kBlockH = 64;  // heads a tile: rows of both products
-constexpr int kBlockK = 64;  // keys a block
 constexpr int kTileCols = 64;  // columns of one 128-byte swizzled tile
 constexpr int kDV = 512;
 constexpr int kHalfV = kDV / 2;                 // value columns that one consumer accumulates
@@ -89,32 +87,6 @@ enum NamedBarrier : uint32_t {
   kOddPReady = 2,    // 256: both wait; the reverse, block 2j+1, and one bit: the odd consumer's references have moved
   kEvenScores = 3,   // 128: the even consumer's four warps have their scores: the rope tile may be overwritten
   kStatsReady = 4,   // 256: both wait; sums and maxima of a finished tile, whose products are all done
-};
-
-// Work is cut into tiles of 64 heads of one query; a CTA takes every gridDim.x-th. Neighbouring CTAs take the head
-// blocks of one query and so gather the same rows at the same time.
-struct Tile {
-  int batch, token, head;
-};
-
-struct TensorMaps {
-  CUtensorMap q;    // boxes of 64 heads x 64 columns
-  CUtensorMap out;  // boxes of 16 heads x 64 columns
-};
-
-struct KernelParams : SparseMlaPrefillParams {
-  int head_blocks;
-  int64_t tiles;
-  __device__ Tile tile(int64_t i) const {
-    int64_t const query = i / head_blocks;
-    return {int(query / s_q), int(query % s_q), int(i % head_blocks) * kBlockH};
-  }
-  // Keys that the query looks at, and pairs of key blocks that hold them; a query without keys has one masked pair.
-  __device__ int length(Tile t) const {
-    if (topk_length == nullptr) return topk;
-    return min(max(topk_length[t.batch * topk_length_stride_batch + t.token * topk_length_stride_token], 0), topk);
-  }
-  __device__ static int pairs(int length) { return max(1, (length + 2 * kBlockK - 1) / (2 * kBlockK)); }
 };
 
 }  // namespace dsa::sm90::prefill_heads64

@@ -1,0 +1,256 @@
+// A consumer warpgroup: every other key block of a tile, with sums and outputs of its own.
+#pragma once
+
+#include <cute/arch/copy_sm90_tma.hpp>
+
+#include "arch/sm90/mma.cuh"
+#include "arch/sm90/named_barrier.cuh"
+#include "config.h"
+#include "softmax.cuh"
+
+namespace dsa::sm90::prefill_few_heads {
+
+template <class Config>
+struct Consumer {
+  static constexpr int kHeads = Config::kHeads, kMine = kHeads / 4;
+  using Shared = typename Config::SharedStorage;
+  using Frag = decltype(partition_fragment_C(typename Config::MmaKQ{}, Shape<_64, Int<kHeads>>{}));
+
+  KernelParams const& params;
+  TensorMaps const& maps;
+  Shared& smem;
+  int const me, thread, warp, lane;
+  float const scale_log2;
+  Frag rO[kValueTiles];  // of O^T, 64 value columns each
+  HeadStats<kHeads> stats;
+  uint32_t block;        // of this consumer, since the kernel's start
+  uint32_t q_phase = 0;  // of q_full and q_empty
+
+  __device__ __forceinline__ Consumer(KernelParams const& params, TensorMaps const& maps, Shared& smem, int me)
+      : params(params),
+        maps(maps),
+        smem(smem),
+        me(me),
+        thread(threadIdx.x % 128),
+        warp(threadIdx.x % 128 / 32),
+        lane(threadIdx.x % 32),
+        scale_log2(params.scale * kLog2e),
+        block(me) {}
+
+  __device__ __forceinline__ void run() {
+    if (threadIdx.x == 0) load_q(params.tile(blockIdx.x));
+    for (int64_t i = blockIdx.x; i < params.tiles; i += gridDim.x) {
+      Tile const tile = params.tile(i);
+      int const pairs = params.pairs(params.length(tile));
+      stats.reset();
+      CUTE_UNROLL
+      for (int m = 0; m < kValueTiles; ++m) clear(rO[m]);
+      smem.q_full.wait(q_phase);
+#pragma unroll 1
+      for (int pair = 1; pair < pairs; ++pair) {
+        add_block(false);
+        release_block();
+      }
+      add_block(true);
+      if (threadIdx.x == 0 && i + gridDim.x < params.tiles) {
+        smem.q_empty.wait(q_phase);
+        load_q(params.tile(i + gridDim.x));
+      }
+      q_phase ^= 1;
+      finish_tile(tile);
+      release_block();
+    }
+  }
+
+ private:
+  // Heads past the last read as zero.
+  __device__ __forceinline__ void load_q(Tile const tile) {
+    smem.q_full.arrive_and_expect_tx(Config::kQBytes);
+    CUTE_UNROLL
+    for (int t = 0; t < Config::kTiles; ++t)
+      SM90_TMA_LOAD_4D::copy(&maps.q, reinterpret_cast<uint64_t*>(&smem.q_full),
+                             static_cast<uint64_t>(TMA::CacheHintSm90::EVICT_FIRST),
+                             smem.q + t * Config::kQTileElements, t * kTileCols, tile.head, tile.token, tile.batch);
+  }
+
+  __device__ __forceinline__ uint32_t stage_number(int s) const { return block * Config::kBlockStages + s; }
+  // Tile t of the block's keys.
+  __device__ __forceinline__ bf16* key_tile(int t) const {
+    return smem.stage[stage_number(t / Config::kStageTiles) % Config::kStages] + t % Config::kStageTiles * kTileElements;
+  }
+
+  __device__ __forceinline__ void release_block() {
+    if (lane == 0) {
+      CUTE_UNROLL
+      for (int s = 0; s < Config::kBlockStages; ++s) smem.empty[stage_number(s) % Config::kStages].arrive();
+    }
+    block += 2;
+  }
+
+  // O^T += V^T P^T of this consumer's next block.
+  __device__ __forceinline__ void add_block(bool last) {
+    Frag rS;
+    warpgroup_fence_operand(rS);
+    CUTE_UNROLL
+    for (int s = 0; s < Config::kBlockStages; ++s) {
+      uint32_t const n = stage_number(s);
+      smem.full[n % Config::kStages].wait(n / Config::kStages & 1);
+      cutlass::arch::fence_view_async_shared();  // the copies are generic writes
+      warpgroup_arrive();
+      CUTE_UNROLL
+      for (int t = s * Config::kStageTiles; t < (s + 1) * Config::kStageTiles; ++t)
+        mma_ss(typename Config::MmaKQ{}, make_tensor(make_smem_ptr(opaque(key_tile(t))), KeyLayout{}),
+               make_tensor(make_smem_ptr(opaque(smem.q + t * Config::kQTileElements)), typename Config::HeadLayout{}), rS,
+               thread, t == 0);
+      warpgroup_commit_batch();
+    }
+    uint64_t const valid = smem.valid[block % 4];
+    warpgroup_wait<0>();
+    warpgroup_fence_operand(rS);
+    if (last && lane == 0) smem.q_empty.arrive();
+
+    mask_scores(rS, valid, lane, warp);
+    auto packed = make_tensor<uint32_t>(Int<size(Frag{}) / 2>{});
+    stats.exponentiate(rS, packed, scale_log2);
+    store_transposed(packed, smem.p[me], lane, warp);
+    cutlass::arch::fence_view_async_shared();
+    // Neither rescales O as a rule (attention/softmax_math.cuh).
+    if (arrive_and_any(128, kBlock + me, stats.exceeds(rS, scale_log2))) move_references(rS);
+    stats.add(rS, scale_log2);
+
+    CUTE_UNROLL
+    for (int m = 0; m < kValueTiles; ++m) warpgroup_fence_operand(rO[m]);
+    warpgroup_arrive();
+    CUTE_UNROLL
+    for (int m = 0; m < kValueTiles; ++m)
+      mma_ss(typename Config::MmaVP{}, make_tensor(make_smem_ptr(opaque(key_tile(m))), ValueLayout{}),
+             make_tensor(make_smem_ptr(opaque(smem.p[me])), typename Config::HeadLayout{}), rO[m], thread, false);
+    warpgroup_commit_batch();
+    warpgroup_wait<0>();
+    CUTE_UNROLL
+    for (int m = 0; m < kValueTiles; ++m) warpgroup_fence_operand(rO[m]);
+  }
+
+  // Some head's scores exceed its reference: the block's maxima over all warps, new references, new probabilities.
+  __device__ __forceinline__ void move_references(Frag const& rS) {
+    float block_top[kMine], factor[kMine];
+    CUTE_UNROLL
+    for (int h = 0; h < kMine; ++h) block_top[h] = negative_infinity();
+    CUTE_UNROLL
+    for (int i = 0; i < size(rS); ++i) block_top[fragment_head(i)] = fmaxf(block_top[fragment_head(i)], rS(i));
+    auto const larger = [](float a, float b) { return fmaxf(a, b); };
+    reduce_over_keys(block_top, larger);
+    if (lane < 4) put_heads(smem.top[me][warp], block_top, lane);
+    cutlass::arch::NamedBarrier::arrive_and_wait(128, kBlock + me);
+    CUTE_UNROLL
+    for (int w = 0; w < 4; ++w) {
+      float theirs[kMine];
+      get_heads(smem.top[me][w], theirs, lane);
+      CUTE_UNROLL
+      for (int h = 0; h < kMine; ++h) block_top[h] = fmaxf(block_top[h], theirs[h]);
+    }
+    stats.move(block_top, scale_log2, factor);
+    CUTE_UNROLL
+    for (int m = 0; m < kValueTiles; ++m) {
+      CUTE_UNROLL
+      for (int i = 0; i < size(rO[m]); ++i) rO[m](i) *= factor[fragment_head(i)];
+    }
+    auto packed = make_tensor<uint32_t>(Int<size(Frag{}) / 2>{});
+    stats.exponentiate(rS, packed, scale_log2);
+    store_transposed(packed, smem.p[me], lane, warp);
+    cutlass::arch::fence_view_async_shared();
+    cutlass::arch::NamedBarrier::arrive_and_wait(128, kBlock + me);
+  }
+
+  // The consumers add up: each writes half of the value columns, after the other has handed over its share of them.
+  // Both hand over, and stage their output, where the keys of their last block were.
+  __device__ __forceinline__ void finish_tile(Tile const tile) {
+    constexpr int kHalf = kValueTiles / 2;
+    auto const plus = [](float a, float b) { return a + b; };
+    auto const larger = [](float a, float b) { return fmaxf(a, b); };
+    reduce_over_keys(stats.sum, plus);
+    reduce_over_keys(stats.top, larger);
+    if (lane < 4) {
+      put_heads(smem.sum[me][warp], stats.sum, lane);
+      put_heads(smem.top[me][warp], stats.top, lane);
+      if (warp == 0) put_heads(smem.reference[me], stats.reference, lane);
+    }
+    cutlass::arch::NamedBarrier::arrive_and_wait(128, kBlock + me);  // all warps are done with the keys
+    // The halves are told apart by selects and not by indices, to keep rO in registers.
+    CUTE_UNROLL
+    for (int m = 0; m < kHalf; ++m) {
+      auto* const share = reinterpret_cast<float2*>(key_tile(me == 0 ? m + kHalf : m)) + thread;
+      CUTE_UNROLL
+      for (int i = 0; i < size(rO[m]); i += 2)
+        share[i / 2 * 128] = me == 0 ? make_float2(rO[m + kHalf](i), rO[m + kHalf](i + 1))
+                                     : make_float2(rO[m](i), rO[m](i + 1));
+    }
+    cutlass::arch::NamedBarrier::arrive_and_wait(256, kExchange);
+
+    float mine[kMine], other[kMine];
+    output_factors(tile, mine, other);
+    CUTE_UNROLL
+    for (int m = 0; m < kHalf; ++m) {
+      int const tile_number = me * kHalf + m;
+      auto const* const share = reinterpret_cast<float2 const*>(other_key_tile(tile_number)) + thread;
+      auto packed = make_tensor<uint32_t>(Int<size(Frag{}) / 2>{});
+      CUTE_UNROLL
+      for (int i = 0; i < size(rO[m]); i += 2) {
+        float2 const theirs = share[i / 2 * 128];
+        int const h = fragment_head(i);
+        float const lo = me == 0 ? rO[m](i) : rO[m + kHalf](i), hi = me == 0 ? rO[m](i + 1) : rO[m + kHalf](i + 1);
+        packed(i / 2) = pack_bf16(lo * mine[h] + theirs.x * other[h], hi * mine[h + 1] + theirs.y * other[h + 1]);
+      }
+      store_transposed(packed, key_tile(tile_number), lane, warp);
+    }
+    cutlass::arch::fence_view_async_shared();
+    cutlass::arch::NamedBarrier::arrive_and_wait(256, kExchange);
+    if (lane == 0) {  // heads past the last are not written
+      int const tile_number = me * kHalf + warp;
+      SM90_TMA_STORE_4D::copy(&maps.out, key_tile(tile_number), tile_number * kTileCols, tile.head, tile.token,
+                              tile.batch);
+      tma_store_arrive();
+      tma_store_wait<0>();  // the stage has been read
+    }
+  }
+
+  // Tile t of the other consumer's last block.
+  __device__ __forceinline__ bf16 const* other_key_tile(int t) const {
+    uint32_t const n = (me == 0 ? block + 1 : block - 1) * Config::kBlockStages + t / Config::kStageTiles;
+    return smem.stage[n % Config::kStages] + t % Config::kStageTiles * kTileElements;
+  }
+
+  // What this consumer's and the other's O are multiplied by. Writes lse and max_logits.
+  __device__ __forceinline__ void output_factors(Tile const tile, float (&mine)[kMine], float (&other)[kMine]) {
+    CUTE_UNROLL
+    for (int h = 0; h < kMine; ++h) {
+      int const column = h / 2 * 8 + lane % 4 * 2 + h % 2, head = tile.head + column;
+      bool const inside = head < params.h_q;
+      float const ref[2] = {smem.reference[0][column], smem.reference[1][column]};
+      float const reference = fmaxf(ref[0], ref[1]);
+      float factor[2], sum = 0.f, top = negative_infinity();
+      CUTE_UNROLL
+      for (int c = 0; c < 2; ++c) {
+        factor[c] = ref[c] == reference ? 1.f : exp2f(ref[c] - reference);
+        float part = 0.f;
+        CUTE_UNROLL
+        for (int w = 0; w < 4; ++w) {
+          part += smem.sum[c][w][column];
+          top = fmaxf(top, smem.top[c][w][column]);
+        }
+        sum += part * factor[c];
+      }
+      float const sink = params.attn_sink != nullptr && inside ? params.attn_sink[head] : negative_infinity();
+      float const scale = output_scale(sum, reference, sink);
+      mine[h] = factor[me] * scale;
+      other[h] = factor[me ^ 1] * scale;
+      if (me == 0 && warp == 0 && lane < 4 && inside) {
+        int64_t const row = (int64_t(tile.batch) * params.s_q + tile.token) * params.h_q + head;
+        params.max_logits[row] = top * params.scale;
+        params.lse[row] = natural_lse(sum, reference);
+      }
+    }
+  }
+};
+
+}  // namespace dsa::sm90::prefill_few_heads
