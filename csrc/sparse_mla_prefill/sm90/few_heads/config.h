@@ -17,10 +17,10 @@ constexpr int kTileCols = 64;                          // columns of one 128-byt
 constexpr int kTileElements = kBlockK * kTileCols;     // a key tile's
 constexpr int kValueTiles = 512 / kTileCols;
 
-// Two consumer warpgroups and a producer. Registers: 2 * 216 + 72 = 504 of 512 a lane of three warpgroups.
+// Two consumer warpgroups and a producer. Registers: 2 * 224 + 56 = 504 of 512 a lane of three warpgroups.
 constexpr int kThreads = 384;
-constexpr int kConsumerRegisters = 216;
-constexpr int kProducerRegisters = 72;
+constexpr int kConsumerRegisters = 224;
+constexpr int kProducerRegisters = 56;
 
 // A tile of keys [64, 64 columns], as the left operand of S^T = K Q^T and, read across, of O^T = V^T P^T.
 using KeyLayout = decltype(tile_to_shape(GMMA::Layout_K_SW128_Atom<bf16>{}, Shape<_64, _64>{}));
@@ -57,28 +57,33 @@ struct Config {
   // [heads, 64] tiles: Q, the probabilities, the output.
   using HeadLayout = decltype(tile_to_shape(GMMA::Layout_K_SW128_Atom<bf16>{}, Shape<Int<kHeads>, _64>{}));
 
-  // The gather is what bounds this kernel, so all the memory that is left is a ring of its stages, a few tiles each.
-  static constexpr int kStageTiles = kTiles % 3 == 0 ? 3 : 2;
+  // The gather is what bounds this kernel, so all the memory that is left goes to its stages, a few tiles each. Every
+  // consumer has a ring of its own: copies land in any order, and in one ring a consumer could take the state that
+  // another's stage has before its copies land for the state that its own stage has afterwards.
+  static constexpr int kOtherBytes = kQBytes + 4 * kQTileElements * 2 + 3 * 1024 + 80 * kHeads;
+  static constexpr int kRingTiles = (227 * 1024 - kOtherBytes) / (2 * kTileElements * int(sizeof(bf16)));
+  static constexpr int kStageTiles = kTiles % 2 == 0 ? 2 : kRingTiles / 3 * 3 > kTiles ? 3 : 1;
   static constexpr int kBlockStages = kTiles / kStageTiles;
   static constexpr int kStageElements = kStageTiles * kTileElements;
-  static constexpr int kOtherBytes = kQBytes + 2 * kQTileElements * 2 + 5 * 1024 + 64 * kHeads;
-  static constexpr int kStages = (227 * 1024 - kOtherBytes) / (kStageElements * int(sizeof(bf16)));
-  static_assert(kStages >= 2 * kBlockStages);  // each consumer holds a block while the tile ends
+  static constexpr int kStages = kRingTiles / kStageTiles;  // a ring
+  static_assert(kStages > kBlockStages && kStages < 2 * kBlockStages);  // see Shared::valid
 
   struct SharedStorage {
-    alignas(1024) bf16 stage[kStages][kStageElements];
+    alignas(1024) bf16 stage[2][kStages][kStageElements];
     alignas(1024) bf16 q[kTiles * kQTileElements];
-    alignas(1024) bf16 p[2][kQTileElements < 1024 ? 1024 : kQTileElements];  // probabilities of each consumer's block
+    alignas(1024) bf16 p[2][2][kQTileElements];  // probabilities of each consumer's blocks, by turns:
+                                                // a warp may be one block ahead of another that still multiplies
     float sum[2][4][kHeads];     // of each consumer's warps, at a tile's end
     float top[2][4][kHeads];     // and the largest raw scores; also a block's when references move
     float reference[2][kHeads];  // that each consumer's sums and outputs are relative to
-    uint64_t valid[4];           // of block b in b % 4; bit i: key i counts
+    // Of a consumer's blocks by turns; bit i: key i counts. A ring holds parts of two blocks at most.
+    uint64_t valid[2][2];
     // barrier    arrives                                                    waits
     // q_full     TMA (one thread + bytes)                                   consumers, before a tile's first K Q^T
     // q_empty    8 consumer warps, after their last K Q^T                   thread 0, before the next tile's Q
-    // full[s]    128 producer threads' copies and 4 warps' parts of valid   the consumer of the block
-    // empty[s]   4 warps of the consumer, after V^T P^T                     the producer
-    Barrier q_full, q_empty, full[kStages], empty[kStages];
+    // full[c]    128 producer threads' copies and 4 warps' parts of valid   consumer c
+    // empty[c]   4 warps of consumer c, after V^T P^T                       the producer
+    Barrier q_full, q_empty, full[2][kStages], empty[2][kStages];
   };
   static_assert(sizeof(SharedStorage) <= 227 * 1024);
 };

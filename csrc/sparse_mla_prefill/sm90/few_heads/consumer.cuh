@@ -10,7 +10,7 @@
 
 namespace dsa::sm90::prefill_few_heads {
 
-template <class Config>
+template <class Config, int me>
 struct Consumer {
   static constexpr int kHeads = Config::kHeads, kMine = kHeads / 4;
   using Shared = typename Config::SharedStorage;
@@ -19,23 +19,21 @@ struct Consumer {
   KernelParams const& params;
   TensorMaps const& maps;
   Shared& smem;
-  int const me, thread, warp, lane;
+  int const thread, warp, lane;
   float const scale_log2;
   Frag rO[kValueTiles];  // of O^T, 64 value columns each
   HeadStats<kHeads> stats;
-  uint32_t block;        // of this consumer, since the kernel's start
+  uint32_t block = 0;    // of this consumer, since the kernel's start
   uint32_t q_phase = 0;  // of q_full and q_empty
 
-  __device__ __forceinline__ Consumer(KernelParams const& params, TensorMaps const& maps, Shared& smem, int me)
+  __device__ __forceinline__ Consumer(KernelParams const& params, TensorMaps const& maps, Shared& smem)
       : params(params),
         maps(maps),
         smem(smem),
-        me(me),
         thread(threadIdx.x % 128),
         warp(threadIdx.x % 128 / 32),
         lane(threadIdx.x % 32),
-        scale_log2(params.scale * kLog2e),
-        block(me) {}
+        scale_log2(params.scale * kLog2e) {}
 
   __device__ __forceinline__ void run() {
     if (threadIdx.x == 0) load_q(params.tile(blockIdx.x));
@@ -74,17 +72,20 @@ struct Consumer {
   }
 
   __device__ __forceinline__ uint32_t stage_number(int s) const { return block * Config::kBlockStages + s; }
-  // Tile t of the block's keys.
-  __device__ __forceinline__ bf16* key_tile(int t) const {
-    return smem.stage[stage_number(t / Config::kStageTiles) % Config::kStages] + t % Config::kStageTiles * kTileElements;
+  // Tile t of the block's keys, or of the other consumer's block of the same number.
+  __device__ __forceinline__ bf16* key_tile(int t, int consumer = me) const {
+    return smem.stage[consumer][stage_number(t / Config::kStageTiles) % Config::kStages] +
+           t % Config::kStageTiles * kTileElements;
   }
+
+  __device__ __forceinline__ bf16* probabilities() const { return smem.p[me][block % 2]; }
 
   __device__ __forceinline__ void release_block() {
     if (lane == 0) {
       CUTE_UNROLL
-      for (int s = 0; s < Config::kBlockStages; ++s) smem.empty[stage_number(s) % Config::kStages].arrive();
+      for (int s = 0; s < Config::kBlockStages; ++s) smem.empty[me][stage_number(s) % Config::kStages].arrive();
     }
-    block += 2;
+    ++block;
   }
 
   // O^T += V^T P^T of this consumer's next block.
@@ -94,7 +95,7 @@ struct Consumer {
     CUTE_UNROLL
     for (int s = 0; s < Config::kBlockStages; ++s) {
       uint32_t const n = stage_number(s);
-      smem.full[n % Config::kStages].wait(n / Config::kStages & 1);
+      smem.full[me][n % Config::kStages].wait(n / Config::kStages & 1);
       cutlass::arch::fence_view_async_shared();  // the copies are generic writes
       warpgroup_arrive();
       CUTE_UNROLL
@@ -104,7 +105,7 @@ struct Consumer {
                thread, t == 0);
       warpgroup_commit_batch();
     }
-    uint64_t const valid = smem.valid[block % 4];
+    uint64_t const valid = smem.valid[me][block % 2];
     warpgroup_wait<0>();
     warpgroup_fence_operand(rS);
     if (last && lane == 0) smem.q_empty.arrive();
@@ -112,7 +113,7 @@ struct Consumer {
     mask_scores(rS, valid, lane, warp);
     auto packed = make_tensor<uint32_t>(Int<size(Frag{}) / 2>{});
     stats.exponentiate(rS, packed, scale_log2);
-    store_transposed(packed, smem.p[me], lane, warp);
+    store_transposed(packed, probabilities(), lane, warp);
     cutlass::arch::fence_view_async_shared();
     // Neither rescales O as a rule (attention/softmax_math.cuh).
     if (arrive_and_any(128, kBlock + me, stats.exceeds(rS, scale_log2))) move_references(rS);
@@ -124,7 +125,7 @@ struct Consumer {
     CUTE_UNROLL
     for (int m = 0; m < kValueTiles; ++m)
       mma_ss(typename Config::MmaVP{}, make_tensor(make_smem_ptr(opaque(key_tile(m))), ValueLayout{}),
-             make_tensor(make_smem_ptr(opaque(smem.p[me])), typename Config::HeadLayout{}), rO[m], thread, false);
+             make_tensor(make_smem_ptr(opaque(probabilities())), typename Config::HeadLayout{}), rO[m], thread, false);
     warpgroup_commit_batch();
     warpgroup_wait<0>();
     CUTE_UNROLL
@@ -157,7 +158,7 @@ struct Consumer {
     }
     auto packed = make_tensor<uint32_t>(Int<size(Frag{}) / 2>{});
     stats.exponentiate(rS, packed, scale_log2);
-    store_transposed(packed, smem.p[me], lane, warp);
+    store_transposed(packed, probabilities(), lane, warp);
     cutlass::arch::fence_view_async_shared();
     cutlass::arch::NamedBarrier::arrive_and_wait(128, kBlock + me);
   }
@@ -165,7 +166,7 @@ struct Consumer {
   // The consumers add up: each writes half of the value columns, after the other has handed over its share of them.
   // Both hand over, and stage their output, where the keys of their last block were.
   __device__ __forceinline__ void finish_tile(Tile const tile) {
-    constexpr int kHalf = kValueTiles / 2;
+    constexpr int kHalf = kValueTiles / 2, first = me * kHalf, other_first = kHalf - first;
     auto const plus = [](float a, float b) { return a + b; };
     auto const larger = [](float a, float b) { return fmaxf(a, b); };
     reduce_over_keys(stats.sum, plus);
@@ -176,14 +177,12 @@ struct Consumer {
       if (warp == 0) put_heads(smem.reference[me], stats.reference, lane);
     }
     cutlass::arch::NamedBarrier::arrive_and_wait(128, kBlock + me);  // all warps are done with the keys
-    // The halves are told apart by selects and not by indices, to keep rO in registers.
     CUTE_UNROLL
     for (int m = 0; m < kHalf; ++m) {
-      auto* const share = reinterpret_cast<float2*>(key_tile(me == 0 ? m + kHalf : m)) + thread;
+      auto* const share = reinterpret_cast<float2*>(key_tile(other_first + m)) + thread;
       CUTE_UNROLL
       for (int i = 0; i < size(rO[m]); i += 2)
-        share[i / 2 * 128] = me == 0 ? make_float2(rO[m + kHalf](i), rO[m + kHalf](i + 1))
-                                     : make_float2(rO[m](i), rO[m](i + 1));
+        share[i / 2 * 128] = make_float2(rO[other_first + m](i), rO[other_first + m](i + 1));
     }
     cutlass::arch::NamedBarrier::arrive_and_wait(256, kExchange);
 
@@ -191,33 +190,27 @@ struct Consumer {
     output_factors(tile, mine, other);
     CUTE_UNROLL
     for (int m = 0; m < kHalf; ++m) {
-      int const tile_number = me * kHalf + m;
-      auto const* const share = reinterpret_cast<float2 const*>(other_key_tile(tile_number)) + thread;
+      int const v = first + m;
+      auto const* const share = reinterpret_cast<float2 const*>(key_tile(v, me ^ 1)) + thread;
       auto packed = make_tensor<uint32_t>(Int<size(Frag{}) / 2>{});
       CUTE_UNROLL
       for (int i = 0; i < size(rO[m]); i += 2) {
         float2 const theirs = share[i / 2 * 128];
         int const h = fragment_head(i);
-        float const lo = me == 0 ? rO[m](i) : rO[m + kHalf](i), hi = me == 0 ? rO[m](i + 1) : rO[m + kHalf](i + 1);
-        packed(i / 2) = pack_bf16(lo * mine[h] + theirs.x * other[h], hi * mine[h + 1] + theirs.y * other[h + 1]);
+        packed(i / 2) = pack_bf16(rO[v](i) * mine[h] + theirs.x * other[h],
+                                  rO[v](i + 1) * mine[h + 1] + theirs.y * other[h + 1]);
       }
-      store_transposed(packed, key_tile(tile_number), lane, warp);
+      store_transposed(packed, key_tile(v), lane, warp);
     }
     cutlass::arch::fence_view_async_shared();
     cutlass::arch::NamedBarrier::arrive_and_wait(256, kExchange);
     if (lane == 0) {  // heads past the last are not written
-      int const tile_number = me * kHalf + warp;
-      SM90_TMA_STORE_4D::copy(&maps.out, key_tile(tile_number), tile_number * kTileCols, tile.head, tile.token,
+      int const v = first + warp;
+      SM90_TMA_STORE_4D::copy(&maps.out, key_tile(v), v * kTileCols, tile.head, tile.token,
                               tile.batch);
       tma_store_arrive();
       tma_store_wait<0>();  // the stage has been read
     }
-  }
-
-  // Tile t of the other consumer's last block.
-  __device__ __forceinline__ bf16 const* other_key_tile(int t) const {
-    uint32_t const n = (me == 0 ? block + 1 : block - 1) * Config::kBlockStages + t / Config::kStageTiles;
-    return smem.stage[n % Config::kStages] + t % Config::kStageTiles * kTileElements;
   }
 
   // What this consumer's and the other's O are multiplied by. Writes lse and max_logits.

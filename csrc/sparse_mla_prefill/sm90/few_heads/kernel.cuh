@@ -1,7 +1,7 @@
 // Sparse MLA prefill on Hopper for up to 32 heads: keys are the rows of the products and heads their columns, so that
 // nothing is padded to 64 heads.
 //
-//   producer     | block 0: stages 0 1 2 | block 1: 3 4 5 | block 2: 6 7 0 | ...      cp.async gather into a ring
+//   producer     | block 0: stages 0 1 2 | block 1: 0 1 2 | block 2: 3 0 1 | ...     cp.async gather into two rings
 //   consumer 0   |    S^T = K0 Q^T | softmax | O^T += V0^T P^T |   S^T = K2 Q^T ...
 //   consumer 1        |    S^T = K1 Q^T | softmax | O^T += V1^T P^T |   S^T = K3 Q^T ...
 //
@@ -30,18 +30,22 @@ __global__ void __launch_bounds__(kThreads, 1)
   if (threadIdx.x == 0) {
     smem.q_full.init(1);
     smem.q_empty.init(8);
-    for (int s = 0; s < Config::kStages; ++s) {
-      smem.full[s].init(128 + 4);
-      smem.empty[s].init(4);
-    }
+    for (int c = 0; c < 2; ++c)
+      for (int s = 0; s < Config::kStages; ++s) {
+        smem.full[c][s].init(128 + 4);
+        smem.empty[c][s].init(4);
+      }
     cutlass::arch::fence_barrier_init();
   }
   __syncthreads();
 
   int const warpgroup = __shfl_sync(~0u, threadIdx.x / 128, 0);
-  if (warpgroup < 2) {
+  if (warpgroup == 0) {
     cutlass::arch::warpgroup_reg_alloc<kConsumerRegisters>();
-    Consumer<Config>(params, maps, smem, warpgroup).run();
+    Consumer<Config, 0>(params, maps, smem).run();
+  } else if (warpgroup == 1) {
+    cutlass::arch::warpgroup_reg_alloc<kConsumerRegisters>();
+    Consumer<Config, 1>(params, maps, smem).run();
   } else {
     cutlass::arch::warpgroup_reg_dealloc<kProducerRegisters>();
     Producer<Config>(params, smem).run();

@@ -1,4 +1,4 @@
-// The producer warpgroup: gathers the rows that idx names into the ring of stages.
+// The producer warpgroup: gathers the rows that idx names into the consumers' rings of stages.
 #pragma once
 
 #include "arch/sm90/gather.cuh"
@@ -18,8 +18,7 @@ struct Producer {
   KernelParams const& params;
   Shared& smem;
   int const warp, lane;
-  uint32_t block = 0;           // since the kernel's start
-  uint32_t stage = 0, phase = 1;  // of the empty barriers: all stages start out free
+  uint32_t pair = 0;  // of blocks, one for each consumer, since the kernel's start
 
   __device__ __forceinline__ Producer(KernelParams const& params, Shared& smem)
       : params(params), smem(smem), warp(threadIdx.x / 32 % 4), lane(threadIdx.x % 32) {}
@@ -40,14 +39,15 @@ struct Producer {
     };
     int next = load_index(0);
 #pragma unroll 1
-    for (int b = 0; b < blocks; ++b) {
-      int const index = next;
-      next = load_index(b + 1);
-      gather_block(kv, index);
+    for (int b = 0; b < blocks; b += 2, ++pair) {
+      int const first = next, second = load_index(b + 1);
+      next = load_index(b + 2);
+      gather_block(kv, first, 0);
+      gather_block(kv, second, 1);
     }
   }
 
-  __device__ __forceinline__ void gather_block(bf16 const* kv, int index) {
+  __device__ __forceinline__ void gather_block(bf16 const* kv, int index, int consumer) {
     bool const valid = uint32_t(index) < uint32_t(params.s_kv);
     uint32_t const valid_rows = __ballot_sync(~0u, valid) & 0xffff;
     int64_t const offset = valid ? index * params.kv_stride_token : 0;
@@ -58,23 +58,18 @@ struct Producer {
 
     CUTE_UNROLL
     for (int s = 0; s < Config::kBlockStages; ++s) {
-      smem.empty[stage].wait(phase);
+      uint32_t const n = pair * Config::kBlockStages + s, stage = n % Config::kStages;
+      smem.empty[consumer][stage].wait(n / Config::kStages & 1 ^ 1);  // all stages start out free
       if (lane == 0) {
-        if (s == 0) reinterpret_cast<uint16_t*>(&smem.valid[block % 4])[warp] = valid_rows;
-        smem.full[stage].arrive();
+        if (s == 0) reinterpret_cast<uint16_t*>(&smem.valid[consumer][pair % 2])[warp] = valid_rows;
+        smem.full[consumer][stage].arrive();
       }
-      copy_stage(rows, valid_rows, s);
-      arrive_after_gather(reinterpret_cast<uint64_t&>(smem.full[stage]));
-      if (++stage == Config::kStages) {
-        stage = 0;
-        phase ^= 1;
-      }
+      copy_stage(rows, valid_rows, s, cast_smem_ptr_to_uint(smem.stage[consumer][stage]));
+      arrive_after_gather(reinterpret_cast<uint64_t&>(smem.full[consumer][stage]));
     }
-    ++block;
   }
 
-  __device__ __forceinline__ void copy_stage(bf16 const* const (&rows)[kRowSteps], uint32_t valid_rows, int s) {
-    uint32_t const base = cast_smem_ptr_to_uint(smem.stage[stage]);
+  __device__ __forceinline__ void copy_stage(bf16 const* const (&rows)[kRowSteps], uint32_t valid_rows, int s, uint32_t base) {
     CUTE_UNROLL
     for (int step = 0; step < kRowSteps; ++step) {
       int const row_in_warp = step * 4 + lane / 8, row = warp * kRowsPerWarp + row_in_warp;
