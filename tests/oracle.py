@@ -81,7 +81,9 @@ def check_out(got: Tensor, want: Tensor, rounding: Tensor | float = 0.0) -> None
 def weight_spread(flat: SparseMlaFwdInputs) -> Tensor:
     """sqrt(sum_t (p_t v_t)^2) of every output element, p being the softmax weights: [queries, heads, d_v]. Rounding
     every weight by a relative error of deviation e changes the output by a sum of deviation e times this."""
-    keys = flat.kv[flat.idx.clamp(min=0).long()] if len(flat.kv) else flat.kv.new_zeros(*flat.idx.shape, flat.q.shape[2])
+    if len(flat.kv) == 0:
+        return flat.q.new_zeros(*flat.q.shape[:2], flat.d_v)
+    keys = flat.kv[flat.idx.clamp(min=0).long()]
     keys = keys.where((flat.idx >= 0)[:, :, None], 0.0)
     logits = flat.scale * flat.q @ keys.mT
     logits = logits.where((flat.idx >= 0)[:, None, :], float("-inf"))
@@ -89,7 +91,10 @@ def weight_spread(flat: SparseMlaFwdInputs) -> Tensor:
     if flat.attn_sink is not None:
         total = torch.logaddexp(total, flat.attn_sink.double())
     weights = (logits - total[:, :, None]).exp().nan_to_num(0.0)
-    return (weights.square() @ keys[:, :, : flat.d_v].square()).sqrt()
+    # A key that is named m times has m weights, which round alike: (m p v)^2 is m times the sum of m squares.
+    ordered = flat.idx.sort(dim=1).values
+    times = torch.searchsorted(ordered, flat.idx, right=True) - torch.searchsorted(ordered, flat.idx)
+    return (weights.square() * times[:, None, :] @ keys[:, :, : flat.d_v].square()).sqrt()
 
 
 def cosine_difference(x: Tensor, y: Tensor) -> Tensor:

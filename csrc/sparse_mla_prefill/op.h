@@ -39,7 +39,7 @@ struct SparseMlaPrefillImpl {
 namespace sm90 {
 // Heads are the rows of the tensor-core tiles: 64 a CTA.
 extern SparseMlaPrefillImpl const kSparseMlaPrefillHeads64;
-// Keys are the rows and heads the columns: 8, 16 or 32 heads without padding to 64.
+// Keys are the rows and heads the columns: up to 16 heads without padding to 64.
 extern SparseMlaPrefillImpl const kSparseMlaPrefillFewHeads;
 }  // namespace sm90
 

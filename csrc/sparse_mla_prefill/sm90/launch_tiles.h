@@ -33,7 +33,7 @@ cudaError_t launch_tiles(Kernel* kernel, int threads, int shared_bytes, int tile
     return e;
 
   int const head_blocks = (p.h_q + tile_heads - 1) / tile_heads;
-  KernelParams const params{p, tile_heads, head_blocks, int64_t(p.batch) * p.s_q * head_blocks};
+  KernelParams const params{p, tile_heads, head_blocks, uint32_t(p.batch) * p.s_q * head_blocks};
   if (cudaError_t e = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes)) return e;
   kernel<<<unsigned(std::min<int64_t>(params.tiles, sms)), threads, shared_bytes, stream>>>(params, maps);
   return cudaGetLastError();

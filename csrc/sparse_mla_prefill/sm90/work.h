@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cuda.h>
+#include <cuda_bf16.h>
 
 #include <cstdint>
 
@@ -20,10 +21,10 @@ struct Tile {
 // at the same time.
 struct KernelParams : SparseMlaPrefillParams {
   int tile_heads, head_blocks;
-  int64_t tiles;
+  uint32_t tiles;  // their Q alone would be 4 TB if there were more than 32 bits can count
 
-  __device__ Tile tile(int64_t i) const {
-    int64_t const query = i / head_blocks;
+  __device__ Tile tile(uint32_t i) const {
+    uint32_t const query = i / head_blocks;
     return {int(query / s_q), int(query % s_q), int(i % head_blocks) * tile_heads};
   }
   // Keys that the query looks at, and pairs of key blocks that hold them; a query without keys has one masked pair.

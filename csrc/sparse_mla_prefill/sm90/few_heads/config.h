@@ -17,10 +17,10 @@ constexpr int kTileCols = 64;                          // columns of one 128-byt
 constexpr int kTileElements = kBlockK * kTileCols;     // a key tile's
 constexpr int kValueTiles = 512 / kTileCols;
 
-// Two consumer warpgroups and a producer. Registers: 2 * 224 + 56 = 504 of 512 a lane of three warpgroups.
+// Two consumer warpgroups and a producer. Registers: 2 * 216 + 72 = 504 of 512 a lane of three warpgroups.
 constexpr int kThreads = 384;
-constexpr int kConsumerRegisters = 224;
-constexpr int kProducerRegisters = 56;
+constexpr int kConsumerRegisters = 216;
+constexpr int kProducerRegisters = 72;
 
 // A tile of keys [64, 64 columns], as the left operand of S^T = K Q^T and, read across, of O^T = V^T P^T.
 using KeyLayout = decltype(tile_to_shape(GMMA::Layout_K_SW128_Atom<bf16>{}, Shape<_64, _64>{}));
@@ -39,12 +39,6 @@ struct Products<16> {
   using KQ = SM90_64x16x16_F32BF16BF16_SS<GMMA::Major::K, GMMA::Major::K>;
   using VP = SM90_64x16x16_F32BF16BF16_SS<GMMA::Major::MN, GMMA::Major::K>;
 };
-template <>
-struct Products<32> {
-  using KQ = SM90_64x32x16_F32BF16BF16_SS<GMMA::Major::K, GMMA::Major::K>;
-  using VP = SM90_64x32x16_F32BF16BF16_SS<GMMA::Major::MN, GMMA::Major::K>;
-};
-
 // kHeads: columns of both products; h_q may be less.
 template <int kDQk_, int kHeads_>
 struct Config {
@@ -62,11 +56,20 @@ struct Config {
   // another's stage has before its copies land for the state that its own stage has afterwards.
   static constexpr int kOtherBytes = kQBytes + 4 * kQTileElements * 2 + 3 * 1024 + 80 * kHeads;
   static constexpr int kRingTiles = (227 * 1024 - kOtherBytes) / (2 * kTileElements * int(sizeof(bf16)));
-  static constexpr int kStageTiles = kTiles % 2 == 0 ? 2 : kRingTiles / 3 * 3 > kTiles ? 3 : 1;
+  static constexpr int kStageTiles = kTiles % 2 == 0 ? 2 : 3;
   static constexpr int kBlockStages = kTiles / kStageTiles;
   static constexpr int kStageElements = kStageTiles * kTileElements;
   static constexpr int kStages = kRingTiles / kStageTiles;  // a ring
   static_assert(kStages > kBlockStages && kStages < 2 * kBlockStages);  // see Shared::valid
+
+  // At a tile's end a consumer needs some of its last block's tiles again: the last ones, for what it hands over (fp32)
+  // and for its output (bf16), [heads, 64] each, four times.
+  static constexpr int kShareBytes = kQTileElements * 4, kOutBytes = kQTileElements * 2;
+  static constexpr int kTileBytes = kTileElements * 2;
+  static constexpr int kShareTiles = (4 * kShareBytes + kTileBytes - 1) / kTileBytes;
+  static constexpr int kOutTiles = (4 * kOutBytes + kTileBytes - 1) / kTileBytes;
+  static constexpr int kFirstShareTile = kTiles - kShareTiles - kOutTiles, kFirstOutTile = kTiles - kOutTiles;
+  static constexpr int kFirstKeptStage = kFirstShareTile / kStageTiles;
 
   struct SharedStorage {
     alignas(1024) bf16 stage[2][kStages][kStageElements];

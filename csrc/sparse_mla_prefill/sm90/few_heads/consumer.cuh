@@ -43,11 +43,12 @@ struct Consumer {
       stats.reset();
       CUTE_UNROLL
       for (int m = 0; m < kValueTiles; ++m) clear(rO[m]);
+      if (threadIdx.x == 0 && i + gridDim.x < params.tiles) prefetch_q(params.tile(i + gridDim.x));
       smem.q_full.wait(q_phase);
 #pragma unroll 1
       for (int pair = 1; pair < pairs; ++pair) {
         add_block(false);
-        release_block();
+        ++block;
       }
       add_block(true);
       if (threadIdx.x == 0 && i + gridDim.x < params.tiles) {
@@ -56,7 +57,9 @@ struct Consumer {
       }
       q_phase ^= 1;
       finish_tile(tile);
-      release_block();
+      CUTE_UNROLL
+      for (int s = Config::kFirstKeptStage; s < Config::kBlockStages; ++s) release_stage(s);
+      ++block;
     }
   }
 
@@ -71,6 +74,13 @@ struct Consumer {
                              smem.q + t * Config::kQTileElements, t * kTileCols, tile.head, tile.token, tile.batch);
   }
 
+  // The room goes to keys: the next tile's Q waits in L2.
+  __device__ __forceinline__ void prefetch_q(Tile const tile) {
+    CUTE_UNROLL
+    for (int t = 0; t < Config::kTiles; ++t)
+      SM90_TMA_LOAD_4D::PREFETCH::copy(&maps.q, t * kTileCols, tile.head, tile.token, tile.batch);
+  }
+
   __device__ __forceinline__ uint32_t stage_number(int s) const { return block * Config::kBlockStages + s; }
   // Tile t of the block's keys, or of the other consumer's block of the same number.
   __device__ __forceinline__ bf16* key_tile(int t, int consumer = me) const {
@@ -80,15 +90,11 @@ struct Consumer {
 
   __device__ __forceinline__ bf16* probabilities() const { return smem.p[me][block % 2]; }
 
-  __device__ __forceinline__ void release_block() {
-    if (lane == 0) {
-      CUTE_UNROLL
-      for (int s = 0; s < Config::kBlockStages; ++s) smem.empty[me][stage_number(s) % Config::kStages].arrive();
-    }
-    ++block;
+  __device__ __forceinline__ void release_stage(int s) {
+    if (lane == 0) smem.empty[me][stage_number(s) % Config::kStages].arrive();
   }
 
-  // O^T += V^T P^T of this consumer's next block.
+  // O^T += V^T P^T of this consumer's next block. Of the last one, some stages are kept for finish_tile.
   __device__ __forceinline__ void add_block(bool last) {
     Frag rS;
     warpgroup_fence_operand(rS);
@@ -123,11 +129,16 @@ struct Consumer {
     for (int m = 0; m < kValueTiles; ++m) warpgroup_fence_operand(rO[m]);
     warpgroup_arrive();
     CUTE_UNROLL
-    for (int m = 0; m < kValueTiles; ++m)
-      mma_ss(typename Config::MmaVP{}, make_tensor(make_smem_ptr(opaque(key_tile(m))), ValueLayout{}),
-             make_tensor(make_smem_ptr(opaque(probabilities())), typename Config::HeadLayout{}), rO[m], thread, false);
-    warpgroup_commit_batch();
-    warpgroup_wait<0>();
+    for (int t = 0; t < Config::kTiles; ++t) {
+      if (t < kValueTiles)
+        mma_ss(typename Config::MmaVP{}, make_tensor(make_smem_ptr(opaque(key_tile(t))), ValueLayout{}),
+               make_tensor(make_smem_ptr(opaque(probabilities())), typename Config::HeadLayout{}), rO[t], thread, false);
+      if ((t + 1) % Config::kStageTiles == 0) warpgroup_commit_batch();
+    }
+    for_each(make_seq<Config::kBlockStages>{}, [&](auto s) {
+      warpgroup_wait<Config::kBlockStages - 1 - s>();
+      if (!last || s < Config::kFirstKeptStage) release_stage(s);
+    });
     CUTE_UNROLL
     for (int m = 0; m < kValueTiles; ++m) warpgroup_fence_operand(rO[m]);
   }
@@ -164,7 +175,7 @@ struct Consumer {
   }
 
   // The consumers add up: each writes half of the value columns, after the other has handed over its share of them.
-  // Both hand over, and stage their output, where the keys of their last block were.
+  // Both hand over, and stage their output, in the last tiles of their last block of keys.
   __device__ __forceinline__ void finish_tile(Tile const tile) {
     constexpr int kHalf = kValueTiles / 2, first = me * kHalf, other_first = kHalf - first;
     auto const plus = [](float a, float b) { return a + b; };
@@ -179,7 +190,7 @@ struct Consumer {
     cutlass::arch::NamedBarrier::arrive_and_wait(128, kBlock + me);  // all warps are done with the keys
     CUTE_UNROLL
     for (int m = 0; m < kHalf; ++m) {
-      auto* const share = reinterpret_cast<float2*>(key_tile(other_first + m)) + thread;
+      auto* const share = reinterpret_cast<float2*>(share_tile(m, me)) + thread;
       CUTE_UNROLL
       for (int i = 0; i < size(rO[m]); i += 2)
         share[i / 2 * 128] = make_float2(rO[other_first + m](i), rO[other_first + m](i + 1));
@@ -191,7 +202,7 @@ struct Consumer {
     CUTE_UNROLL
     for (int m = 0; m < kHalf; ++m) {
       int const v = first + m;
-      auto const* const share = reinterpret_cast<float2 const*>(key_tile(v, me ^ 1)) + thread;
+      auto const* const share = reinterpret_cast<float2 const*>(share_tile(m, me ^ 1)) + thread;
       auto packed = make_tensor<uint32_t>(Int<size(Frag{}) / 2>{});
       CUTE_UNROLL
       for (int i = 0; i < size(rO[m]); i += 2) {
@@ -200,17 +211,28 @@ struct Consumer {
         packed(i / 2) = pack_bf16(rO[v](i) * mine[h] + theirs.x * other[h],
                                   rO[v](i + 1) * mine[h + 1] + theirs.y * other[h + 1]);
       }
-      store_transposed(packed, key_tile(v), lane, warp);
+      store_transposed(packed, out_tile(m), lane, warp);
     }
     cutlass::arch::fence_view_async_shared();
     cutlass::arch::NamedBarrier::arrive_and_wait(256, kExchange);
     if (lane == 0) {  // heads past the last are not written
       int const v = first + warp;
-      SM90_TMA_STORE_4D::copy(&maps.out, key_tile(v), v * kTileCols, tile.head, tile.token,
+      SM90_TMA_STORE_4D::copy(&maps.out, out_tile(warp), v * kTileCols, tile.head, tile.token,
                               tile.batch);
       tma_store_arrive();
       tma_store_wait<0>();  // the stage has been read
     }
+  }
+
+  // Where consumer c hands over the m-th of the other's value tiles, and where this one's m-th is staged.
+  __device__ __forceinline__ char* share_tile(int m, int c) const {
+    int const byte = m * Config::kShareBytes;
+    return reinterpret_cast<char*>(key_tile(Config::kFirstShareTile + byte / Config::kTileBytes, c)) +
+           byte % Config::kTileBytes;
+  }
+  __device__ __forceinline__ bf16* out_tile(int m) const {
+    int const element = m * Config::kQTileElements;
+    return key_tile(Config::kFirstOutTile + element / kTileElements) + element % kTileElements;
   }
 
   // What this consumer's and the other's O are multiplied by. Writes lse and max_logits.

@@ -1,4 +1,4 @@
-// Sparse MLA prefill on Hopper for up to 32 heads: keys are the rows of the products and heads their columns, so that
+// Sparse MLA prefill on Hopper for up to 16 heads: keys are the rows of the products and heads their columns, so that
 // nothing is padded to 64 heads.
 //
 //   producer     | block 0: stages 0 1 2 | block 1: 0 1 2 | block 2: 3 0 1 | ...     cp.async gather into two rings

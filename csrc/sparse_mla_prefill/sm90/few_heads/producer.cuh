@@ -3,6 +3,7 @@
 
 #include "arch/sm90/gather.cuh"
 #include "config.h"
+#include "sparse_mla_prefill/sm90/index_stream.cuh"
 
 namespace dsa::sm90::prefill_few_heads {
 
@@ -24,34 +25,20 @@ struct Producer {
       : params(params), smem(smem), warp(threadIdx.x / 32 % 4), lane(threadIdx.x % 32) {}
 
   __device__ __forceinline__ void run() {
-    for (int64_t i = blockIdx.x; i < params.tiles; i += gridDim.x) gather_tile(params.tile(i));
+    int const place = warp * kRowsPerWarp + lane % kRowsPerWarp;  // of this lane's index in a block
+    for_each_pair(params, place, [&](__nv_bfloat16 const* kv, int first, int second) {
+      gather_block(kv, first, 0);
+      gather_block(kv, second, 1);
+      ++pair;
+    });
   }
 
  private:
-  __device__ __forceinline__ void gather_tile(Tile const tile) {
-    int const length = params.length(tile), blocks = 2 * params.pairs(length);
-    int32_t const* const idx = params.idx + tile.batch * params.idx_stride_batch + tile.token * params.idx_stride_token;
-    auto const* const kv = static_cast<bf16 const*>(params.kv) + tile.batch * params.kv_stride_batch;
-    int const place = warp * kRowsPerWarp + lane % kRowsPerWarp;  // of this lane's index in a block
-    auto load_index = [&](int b) {
-      int const j = b * kBlockK + place;
-      return j < length ? __ldg(idx + j) : -1;
-    };
-    int next = load_index(0);
-#pragma unroll 1
-    for (int b = 0; b < blocks; b += 2, ++pair) {
-      int const first = next, second = load_index(b + 1);
-      next = load_index(b + 2);
-      gather_block(kv, first, 0);
-      gather_block(kv, second, 1);
-    }
-  }
-
-  __device__ __forceinline__ void gather_block(bf16 const* kv, int index, int consumer) {
+  __device__ __forceinline__ void gather_block(__nv_bfloat16 const* kv, int index, int consumer) {
     bool const valid = uint32_t(index) < uint32_t(params.s_kv);
     uint32_t const valid_rows = __ballot_sync(~0u, valid) & 0xffff;
     int64_t const offset = valid ? index * params.kv_stride_token : 0;
-    bf16 const* rows[kRowSteps];
+    __nv_bfloat16 const* rows[kRowSteps];
     CUTE_UNROLL
     for (int step = 0; step < kRowSteps; ++step)
       rows[step] = kv + __shfl_sync(~0u, offset, step * 4 + lane / 8) + lane % 8 * 8;
@@ -69,7 +56,7 @@ struct Producer {
     }
   }
 
-  __device__ __forceinline__ void copy_stage(bf16 const* const (&rows)[kRowSteps], uint32_t valid_rows, int s, uint32_t base) {
+  __device__ __forceinline__ void copy_stage(__nv_bfloat16 const* const (&rows)[kRowSteps], uint32_t valid_rows, int s, uint32_t base) {
     CUTE_UNROLL
     for (int step = 0; step < kRowSteps; ++step) {
       int const row_in_warp = step * 4 + lane / 8, row = warp * kRowsPerWarp + row_in_warp;

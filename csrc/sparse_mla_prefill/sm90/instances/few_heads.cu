@@ -11,23 +11,19 @@ template <class Config>
 cudaError_t launch(SparseMlaPrefillParams const&, cudaStream_t);
 extern template cudaError_t launch<Config<576, 8>>(SparseMlaPrefillParams const&, cudaStream_t);
 extern template cudaError_t launch<Config<576, 16>>(SparseMlaPrefillParams const&, cudaStream_t);
-extern template cudaError_t launch<Config<576, 32>>(SparseMlaPrefillParams const&, cudaStream_t);
 extern template cudaError_t launch<Config<512, 8>>(SparseMlaPrefillParams const&, cudaStream_t);
 extern template cudaError_t launch<Config<512, 16>>(SparseMlaPrefillParams const&, cudaStream_t);
-extern template cudaError_t launch<Config<512, 32>>(SparseMlaPrefillParams const&, cudaStream_t);
 
 char const* why_unsupported(SparseMlaPrefillParams const& p) {
   if (p.d_qk != 576 && p.d_qk != 512) return "d_qk is neither 576 nor 512";
   if (p.d_v != 512) return "d_v is not 512";
-  if (p.h_q > 32) return "more than 32 heads";
+  if (p.h_q > 16) return "more than 16 heads";
   return nullptr;
 }
 
 template <int kDQk>
 cudaError_t run_d(SparseMlaPrefillParams const& p, cudaStream_t s) {
-  if (p.h_q <= 8) return launch<Config<kDQk, 8>>(p, s);
-  if (p.h_q <= 16) return launch<Config<kDQk, 16>>(p, s);
-  return launch<Config<kDQk, 32>>(p, s);
+  return p.h_q <= 8 ? launch<Config<kDQk, 8>>(p, s) : launch<Config<kDQk, 16>>(p, s);
 }
 
 int run(SparseMlaPrefillParams const& p, void* stream) {

@@ -3,5 +3,4 @@
 namespace dsa::sm90::prefill_few_heads {
 template cudaError_t launch<Config<512, 8>>(SparseMlaPrefillParams const&, cudaStream_t);
 template cudaError_t launch<Config<512, 16>>(SparseMlaPrefillParams const&, cudaStream_t);
-template cudaError_t launch<Config<512, 32>>(SparseMlaPrefillParams const&, cudaStream_t);
 }  // namespace dsa::sm90::prefill_few_heads

@@ -3,5 +3,4 @@
 namespace dsa::sm90::prefill_few_heads {
 template cudaError_t launch<Config<576, 8>>(SparseMlaPrefillParams const&, cudaStream_t);
 template cudaError_t launch<Config<576, 16>>(SparseMlaPrefillParams const&, cudaStream_t);
-template cudaError_t launch<Config<576, 32>>(SparseMlaPrefillParams const&, cudaStream_t);
 }  // namespace dsa::sm90::prefill_few_heads
