@@ -5,8 +5,8 @@
 
 namespace dsa::sm90 {
 
-// The same pointer, but the compiler does not know that: descriptors made from it are computed where they are used. Known
-// ones are hoisted out of the loops, more of them than there are registers.
+// The same pointer, but the compiler does not know that: descriptors made from it are computed where they are used.
+// Known ones are hoisted out of the loops, more of them than there are registers.
 template <class T>
 __device__ __forceinline__ T* opaque(T* pointer) {
   asm volatile("" : "+l"(pointer));
@@ -33,7 +33,8 @@ __device__ __forceinline__ void mma_rs(Mma mma, FragA const& fragA, TensorB cons
   auto const fragB = mma.get_slice(thread).partition_fragment_B(sB);
   mma.accumulate_ = cute::GMMA::ScaleOut::One;
   CUTE_UNROLL
-  for (int k = 0; k < cute::size<2>(fragA); ++k) cute::gemm(mma, fragA(cute::_, cute::_, k), fragB(cute::_, cute::_, k), acc);
+  for (int k = 0; k < cute::size<2>(fragA); ++k)
+    cute::gemm(mma, fragA(cute::_, cute::_, k), fragB(cute::_, cute::_, k), acc);
 }
 
 }  // namespace dsa::sm90

@@ -20,8 +20,8 @@ struct TileKeys {
 };
 
 // Calls gather(kv, first, second) for all pairs of key blocks of all the CTA's tiles; first and second are the indices
-// at `place` in the two blocks. They are loaded a pair ahead, across tiles: index lists come from memory, and a producer
-// that waited for them would leave the key buffers empty.
+// at `place` in the two blocks. They are loaded a pair ahead, across tiles: index lists come from memory, and a
+// producer that waited for them would leave the key buffers empty.
 template <class Gather>
 __device__ __forceinline__ void for_each_pair(KernelParams const& params, int place, Gather const& gather) {
   TileKeys keys(params, params.tile(blockIdx.x));

@@ -1,4 +1,5 @@
-// Tiles, shared memory and barriers of the sparse prefill kernel for few heads on Hopper. kernel.cuh draws the pipeline.
+// Tiles, shared memory and barriers of the sparse prefill kernel for few heads on Hopper. kernel.cuh draws the
+// pipeline.
 #pragma once
 
 #include <cutlass/arch/barrier.h>
@@ -13,8 +14,8 @@ using namespace cute;
 using bf16 = cutlass::bfloat16_t;
 using Barrier = cutlass::arch::ClusterTransactionBarrier;
 
-constexpr int kTileCols = 64;                          // columns of one 128-byte swizzled tile
-constexpr int kTileElements = kBlockK * kTileCols;     // a key tile's
+constexpr int kTileCols = 64;                       // columns of one 128-byte swizzled tile
+constexpr int kTileElements = kBlockK * kTileCols;  // a key tile's
 constexpr int kValueTiles = 512 / kTileCols;
 
 // Two consumer warpgroups and a producer. Registers: 2 * 216 + 72 = 504 of 512 a lane of three warpgroups.
@@ -59,7 +60,7 @@ struct Config {
   static constexpr int kStageTiles = kTiles % 2 == 0 ? 2 : 3;
   static constexpr int kBlockStages = kTiles / kStageTiles;
   static constexpr int kStageElements = kStageTiles * kTileElements;
-  static constexpr int kStages = kRingTiles / kStageTiles;  // a ring
+  static constexpr int kStages = kRingTiles / kStageTiles;              // a ring
   static_assert(kStages > kBlockStages && kStages < 2 * kBlockStages);  // see Shared::valid
 
   // At a tile's end a consumer needs some of its last block's tiles again: the last ones, for what it hands over (fp32)
@@ -75,10 +76,10 @@ struct Config {
     alignas(1024) bf16 stage[2][kStages][kStageElements];
     alignas(1024) bf16 q[kTiles * kQTileElements];
     alignas(1024) bf16 p[2][2][kQTileElements];  // probabilities of each consumer's blocks, by turns:
-                                                // a warp may be one block ahead of another that still multiplies
-    float sum[2][4][kHeads];     // of each consumer's warps, at a tile's end
-    float top[2][4][kHeads];     // and the largest raw scores; also a block's when references move
-    float reference[2][kHeads];  // that each consumer's sums and outputs are relative to
+                                                 // a warp may be one block ahead of another that still multiplies
+    float sum[2][4][kHeads];                     // of each consumer's warps, at a tile's end
+    float top[2][4][kHeads];                     // and the largest raw scores; also a block's when references move
+    float reference[2][kHeads];                  // that each consumer's sums and outputs are relative to
     // Of a consumer's blocks by turns; bit i: key i counts. A ring holds parts of two blocks at most.
     uint64_t valid[2][2];
     // barrier    arrives                                                    waits
@@ -93,8 +94,8 @@ struct Config {
 
 // Named barriers (hardware barrier 0 is __syncthreads').
 enum NamedBarrier : uint32_t {
-  kBlock = 1,      // + consumer, 128: its probabilities are stored, and one bit: some score exceeds its reference
-  kExchange = 3,   // 256: each consumer has stored what the other must add; then again: has read the other's
+  kBlock = 1,     // + consumer, 128: its probabilities are stored, and one bit: some score exceeds its reference
+  kExchange = 3,  // 256: each consumer has stored what the other must add; then again: has read the other's
 };
 
 }  // namespace dsa::sm90::prefill_few_heads

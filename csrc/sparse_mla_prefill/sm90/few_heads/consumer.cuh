@@ -107,8 +107,8 @@ struct Consumer {
       CUTE_UNROLL
       for (int t = s * Config::kStageTiles; t < (s + 1) * Config::kStageTiles; ++t)
         mma_ss(typename Config::MmaKQ{}, make_tensor(make_smem_ptr(opaque(key_tile(t))), KeyLayout{}),
-               make_tensor(make_smem_ptr(opaque(smem.q + t * Config::kQTileElements)), typename Config::HeadLayout{}), rS,
-               thread, t == 0);
+               make_tensor(make_smem_ptr(opaque(smem.q + t * Config::kQTileElements)), typename Config::HeadLayout{}),
+               rS, thread, t == 0);
       warpgroup_commit_batch();
     }
     uint64_t const valid = smem.valid[me][block % 2];
@@ -132,7 +132,8 @@ struct Consumer {
     for (int t = 0; t < Config::kTiles; ++t) {
       if (t < kValueTiles)
         mma_ss(typename Config::MmaVP{}, make_tensor(make_smem_ptr(opaque(key_tile(t))), ValueLayout{}),
-               make_tensor(make_smem_ptr(opaque(probabilities())), typename Config::HeadLayout{}), rO[t], thread, false);
+               make_tensor(make_smem_ptr(opaque(probabilities())), typename Config::HeadLayout{}), rO[t], thread,
+               false);
       if ((t + 1) % Config::kStageTiles == 0) warpgroup_commit_batch();
     }
     for_each(make_seq<Config::kBlockStages>{}, [&](auto s) {
@@ -208,8 +209,8 @@ struct Consumer {
       for (int i = 0; i < size(rO[m]); i += 2) {
         float2 const theirs = share[i / 2 * 128];
         int const h = fragment_head(i);
-        packed(i / 2) = pack_bf16(rO[v](i) * mine[h] + theirs.x * other[h],
-                                  rO[v](i + 1) * mine[h + 1] + theirs.y * other[h + 1]);
+        packed(i / 2) =
+            pack_bf16(rO[v](i) * mine[h] + theirs.x * other[h], rO[v](i + 1) * mine[h + 1] + theirs.y * other[h + 1]);
       }
       store_transposed(packed, out_tile(m), lane, warp);
     }
@@ -217,8 +218,7 @@ struct Consumer {
     cutlass::arch::NamedBarrier::arrive_and_wait(256, kExchange);
     if (lane == 0) {  // heads past the last are not written
       int const v = first + warp;
-      SM90_TMA_STORE_4D::copy(&maps.out, out_tile(warp), v * kTileCols, tile.head, tile.token,
-                              tile.batch);
+      SM90_TMA_STORE_4D::copy(&maps.out, out_tile(warp), v * kTileCols, tile.head, tile.token, tile.batch);
       tma_store_arrive();
       tma_store_wait<0>();  // the stage has been read
     }

@@ -56,7 +56,8 @@ struct Producer {
     }
   }
 
-  __device__ __forceinline__ void copy_stage(__nv_bfloat16 const* const (&rows)[kRowSteps], uint32_t valid_rows, int s, uint32_t base) {
+  __device__ __forceinline__ void copy_stage(__nv_bfloat16 const* const (&rows)[kRowSteps], uint32_t valid_rows, int s,
+                                             uint32_t base) {
     CUTE_UNROLL
     for (int step = 0; step < kRowSteps; ++step) {
       int const row_in_warp = step * 4 + lane / 8, row = warp * kRowsPerWarp + row_in_warp;
@@ -64,7 +65,8 @@ struct Producer {
       bool const valid = valid_rows >> row_in_warp & 1;
       CUTE_UNROLL
       for (int t = 0; t < Config::kStageTiles; ++t)
-        gather_16B(dst + t * kTileElements * sizeof(bf16), rows[step] + (s * Config::kStageTiles + t) * kTileCols, valid);
+        gather_16B(dst + t * kTileElements * sizeof(bf16), rows[step] + (s * Config::kStageTiles + t) * kTileCols,
+                   valid);
     }
   }
 };

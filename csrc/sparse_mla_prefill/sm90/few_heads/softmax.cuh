@@ -30,13 +30,12 @@ struct HeadStats {
   __device__ __forceinline__ bool exceeds(TensorS const& rS, float scale_log2) const {
     bool result = false;
     CUTE_UNROLL
-    for (int i = 0; i < size(rS); ++i)
-      result |= rS(i) * scale_log2 > reference[fragment_head(i)] + kRescaleThreshold;
+    for (int i = 0; i < size(rS); ++i) result |= rS(i) * scale_log2 > reference[fragment_head(i)] + kRescaleThreshold;
     return result;
   }
 
-  // Moves the references of heads that a block exceeds to its largest scores, block_top. Heads decide for themselves, so
-  // that a head's bits do not depend on the others.
+  // Moves the references of heads that a block exceeds to its largest scores, block_top. Heads decide for themselves,
+  // so that a head's bits do not depend on the others.
   __device__ __forceinline__ void move(float const (&block_top)[kMine], float scale_log2, float (&factor)[kMine]) {
     CUTE_UNROLL
     for (int h = 0; h < kMine; ++h) {
@@ -52,7 +51,8 @@ struct HeadStats {
   template <class TensorS, class TensorP>
   __device__ __forceinline__ void exponentiate(TensorS const& rS, TensorP& packed, float scale_log2) const {
     CUTE_UNROLL
-    for (int i = 0; i < size(rS); i += 2) packed(i / 2) = pack_bf16(probability(rS, i, scale_log2), probability(rS, i + 1, scale_log2));
+    for (int i = 0; i < size(rS); i += 2)
+      packed(i / 2) = pack_bf16(probability(rS, i, scale_log2), probability(rS, i + 1, scale_log2));
   }
 
   // Adds a block to sums and maxima.
@@ -111,8 +111,7 @@ __device__ __forceinline__ void store_transposed(TensorPacked const& packed, bf1
   CUTE_UNROLL
   for (int g = 0; g < size(packed) / 2; ++g) {
     int const head = g * 8 + lane % 8;
-    uint32_t const address =
-        cast_smem_ptr_to_uint(tile) + head * 128 + ((warp * 2 + lane / 8 % 2) ^ (lane % 8)) * 16;
+    uint32_t const address = cast_smem_ptr_to_uint(tile) + head * 128 + ((warp * 2 + lane / 8 % 2) ^ (lane % 8)) * 16;
     asm volatile("stmatrix.sync.aligned.m8n8.x2.trans.shared.b16 [%0], {%1, %2};" ::"r"(address), "r"(packed(g * 2)),
                  "r"(packed(g * 2 + 1))
                  : "memory");

@@ -13,7 +13,7 @@ using namespace cute;
 using bf16 = cutlass::bfloat16_t;
 using Barrier = cutlass::arch::ClusterTransactionBarrier;
 
-constexpr int kBlockH = 64;  // heads a tile: rows of both products
+constexpr int kBlockH = 64;    // heads a tile: rows of both products
 constexpr int kTileCols = 64;  // columns of one 128-byte swizzled tile
 constexpr int kDV = 512;
 constexpr int kHalfV = kDV / 2;                 // value columns that one consumer accumulates
@@ -83,10 +83,10 @@ struct Config {
 
 // Named barriers (hardware barrier 0 is __syncthreads'), with the threads that take part.
 enum NamedBarrier : uint32_t {
-  kEvenPReady = 1,   // 256: even consumer arrives, odd one waits; probabilities and references of block 2j
-  kOddPReady = 2,    // 256: both wait; the reverse, block 2j+1, and one bit: the odd consumer's references have moved
-  kEvenScores = 3,   // 128: the even consumer's four warps have their scores: the rope tile may be overwritten
-  kStatsReady = 4,   // 256: both wait; sums and maxima of a finished tile, whose products are all done
+  kEvenPReady = 1,  // 256: even consumer arrives, odd one waits; probabilities and references of block 2j
+  kOddPReady = 2,   // 256: both wait; the reverse, block 2j+1, and one bit: the odd consumer's references have moved
+  kEvenScores = 3,  // 128: the even consumer's four warps have their scores: the rope tile may be overwritten
+  kStatsReady = 4,  // 256: both wait; sums and maxima of a finished tile, whose products are all done
 };
 
 }  // namespace dsa::sm90::prefill_heads64

@@ -34,9 +34,9 @@ __device__ __forceinline__ void combine_stats(RowStats& stats, Shared& smem, int
   }
 }
 
-// Starts to write a warp's 16 heads of this consumer's value columns. They go through the odd key buffer, which the last values
-// have left and this consumer has not yet released: stores from registers would queue behind the next tile's gather.
-// All warps have met in combine_stats, so none still multiplies from that buffer.
+// Starts to write a warp's 16 heads of this consumer's value columns. They go through the odd key buffer, which the
+// last values have left and this consumer has not yet released: stores from registers would queue behind the next
+// tile's gather. All warps have met in combine_stats, so none still multiplies from that buffer.
 template <class Shared, class TensorO>
 __device__ __forceinline__ void write_tile(KernelParams const& params, CUtensorMap const& out_map, Tile const tile,
                                            RowStats const& stats, TensorO const& rO, Shared& smem, int me, int lane,
@@ -70,8 +70,8 @@ __device__ __forceinline__ void write_tile(KernelParams const& params, CUtensorM
   if (lane == 0) {
     CUTE_UNROLL
     for (int t = 0; t < kHalfTiles; ++t)  // heads past the last are not written
-      SM90_TMA_STORE_4D::copy(&out_map, staged + t * kTileElements + warp * 16 * kTileCols,
-                              me * kHalfV + t * kTileCols, tile.head + warp * 16, tile.token, tile.batch);
+      SM90_TMA_STORE_4D::copy(&out_map, staged + t * kTileElements + warp * 16 * kTileCols, me * kHalfV + t * kTileCols,
+                              tile.head + warp * 16, tile.token, tile.batch);
     tma_store_arrive();
   }
 }

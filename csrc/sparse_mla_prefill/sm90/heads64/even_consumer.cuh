@@ -79,8 +79,8 @@ struct EvenConsumer : Consumer<Config> {
     scores_done();
     if (odd_moved && stats.adopt(smem.reference[kOdd], factor, lane, warp)) rescale(rO, factor);
     this->issue_other_values(smem.odd_p(), 1, kLeft);
-    // The next scores do not queue up behind this: wgmma blocks its issuer once a few are queued, and the values' buffer
-    // would go back late.
+    // The next scores do not queue up behind this: wgmma blocks its issuer once a few are queued, and the values'
+    // buffer would go back late.
     this->wait_products();
   }
 };

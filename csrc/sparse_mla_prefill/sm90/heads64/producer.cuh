@@ -57,7 +57,8 @@ struct Producer {
   }
 
   template <int kFirst, int kLast>
-  __device__ __forceinline__ void copy_tiles(__nv_bfloat16 const* const (&rows)[kRowSteps], uint32_t valid_rows, int buffer) {
+  __device__ __forceinline__ void copy_tiles(__nv_bfloat16 const* const (&rows)[kRowSteps], uint32_t valid_rows,
+                                             int buffer) {
     uint32_t const base = cast_smem_ptr_to_uint(smem.k[buffer]);
     CUTE_UNROLL
     for (int step = 0; step < kRowSteps; ++step) {

@@ -33,8 +33,8 @@ struct RowStats {
   }
 
   // Meets a block's raw scores. True if the warp must rescale O by `factor` before it adds the block: some row's
-  // scores exceed its reference by more than the threshold. Rows decide for themselves, so that a head's bits do not depend on
-  // the heads beside it.
+  // scores exceed its reference by more than the threshold. Rows decide for themselves, so that a head's bits do not
+  // depend on the heads beside it.
   template <class TensorS>
   __device__ __forceinline__ bool meet(TensorS const& rS, float scale_log2, float (&factor)[2]) {
     float block_top[2] = {-INFINITY, -INFINITY};
