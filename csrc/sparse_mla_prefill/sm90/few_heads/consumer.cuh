@@ -43,7 +43,6 @@ struct Consumer {
       stats.reset();
       CUTE_UNROLL
       for (int m = 0; m < kValueTiles; ++m) clear(rO[m]);
-      if (threadIdx.x == 0 && i + gridDim.x < params.tiles) prefetch_q(params.tile(i + gridDim.x));
       smem.q_full.wait(q_phase);
 #pragma unroll 1
       for (int pair = 1; pair < pairs; ++pair) {
@@ -72,13 +71,6 @@ struct Consumer {
       SM90_TMA_LOAD_4D::copy(&maps.q, reinterpret_cast<uint64_t*>(&smem.q_full),
                              static_cast<uint64_t>(TMA::CacheHintSm90::EVICT_FIRST),
                              smem.q + t * Config::kQTileElements, t * kTileCols, tile.head, tile.token, tile.batch);
-  }
-
-  // The room goes to keys: the next tile's Q waits in L2.
-  __device__ __forceinline__ void prefetch_q(Tile const tile) {
-    CUTE_UNROLL
-    for (int t = 0; t < Config::kTiles; ++t)
-      SM90_TMA_LOAD_4D::PREFETCH::copy(&maps.q, t * kTileCols, tile.head, tile.token, tile.batch);
   }
 
   __device__ __forceinline__ uint32_t stage_number(int s) const { return block * Config::kBlockStages + s; }
