@@ -32,10 +32,10 @@ MATMUL = 700.0
 
 def stored(**run) -> dict:
     """A result as prefill.py stores it, in which every row reaches half the matmul rate and the peer 0.4 of it."""
-    benchmark = prefill.Prefill()
+    bench = prefill.Prefill()
     rows = []
-    for case in benchmark.cases():
-        row = {"row": benchmark.row_id(case), "op": "sparse_mla_fwd", "path": "sm90", **frame.describe(case)}
+    for case in bench.cases():
+        row = {"row": bench.row_id(case), "op": "sparse_mla_fwd", "path": "sm90", **frame.describe(case)}
         row |= {"error": None, "ms": case.flops / 350e9, "peer_ms": case.flops / 280e9}
         rows.append(row | frame.rates(row, MATMUL))
     facts = record.of_run(on_gpu=False) | {"gpu": "NVIDIA H200", "driver": "1.2", "commit": "c0ffee"}
@@ -242,27 +242,27 @@ def on_cpu(monkeypatch):
     monkeypatch.setattr(timing, "graph", lambda calls: lambda: [call() for call in calls])
     monkeypatch.setattr(frame, "implementation", lambda *sizes: "reference")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
-    for benchmark in (prefill.Prefill, decode.Decode):
-        monkeypatch.setattr(benchmark, "device", "cpu")
+    for bench in (prefill.Prefill, decode.Decode):
+        monkeypatch.setattr(bench, "device", "cpu")
     monkeypatch.setattr(decode, "SEQUENCES", 4)
 
 
-BENCHMARKS = pytest.mark.parametrize("benchmark", [prefill.Prefill(), decode.Decode()], ids=lambda b: b.name)
+BENCHMARKS = pytest.mark.parametrize("bench", [prefill.Prefill(), decode.Decode()], ids=lambda b: b.name)
 
 
 @BENCHMARKS
-def test_row(benchmark, on_cpu):
-    row = frame._row(benchmark, benchmark.cpu_case, NoPeer(), MATMUL, seconds=1)
+def test_row(bench, on_cpu):
+    row = frame._row(bench, bench.cpu_case, NoPeer(), MATMUL, seconds=1)
     assert row["error"] is None and "peer_error" not in row
     calls = row.get("calls_a_graph", 1)
     assert row["ms"] == row["peer_ms"] == 2.0 / calls and row["ratio"] == 1 and row["peer_heads"] == 64
-    assert calls == (2 if benchmark.name == "decode" else 1)
+    assert calls == (2 if bench.name == "decode" else 1)
     assert "ratio 1.000" in frame.line(row)
     json.dumps(row)
 
 
 @BENCHMARKS
-def test_wrong_result_is_not_timed(benchmark, on_cpu, monkeypatch):
+def test_wrong_result_is_not_timed(bench, on_cpu, monkeypatch):
     right = dsa_ext.sparse_mla_fwd
 
     def wrong(*arguments, **options):
@@ -270,7 +270,7 @@ def test_wrong_result_is_not_timed(benchmark, on_cpu, monkeypatch):
         return out * 1.1, max_logits, lse
 
     monkeypatch.setattr(dsa_ext, "sparse_mla_fwd", wrong)
-    row = frame._row(benchmark, benchmark.cpu_case, None, MATMUL, seconds=1)
+    row = frame._row(bench, bench.cpu_case, None, MATMUL, seconds=1)
     assert row["error"].startswith("AssertionError: out is wrong") and "ms" not in row
     assert "FAILED" in frame.line(row)
 
@@ -298,6 +298,6 @@ def test_times_on_the_gpu():
 
 @pytest.mark.gpu
 @BENCHMARKS
-def test_row_on_the_gpu(benchmark):
-    row = frame._row(benchmark, benchmark.cases()[0], peers.flash_mla()[0], MATMUL, seconds=0.05)
+def test_row_on_the_gpu(bench):
+    row = frame._row(bench, bench.cases()[0], peers.flash_mla()[0], MATMUL, seconds=0.05)
     assert row["error"] is None and row["ms"] > 0 and row["path"].startswith("sm")
