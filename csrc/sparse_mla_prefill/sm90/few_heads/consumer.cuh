@@ -115,7 +115,6 @@ struct Consumer {
     cutlass::arch::fence_view_async_shared();
     // Neither rescales O as a rule (attention/softmax_math.cuh).
     if (arrive_and_any(128, kBlock + me, stats.exceeds(rS, scale_log2))) move_references(rS);
-    stats.add(rS, scale_log2);
 
     CUTE_UNROLL
     for (int m = 0; m < kValueTiles; ++m) warpgroup_fence_operand(rO[m]);
@@ -128,6 +127,7 @@ struct Consumer {
                false);
       if ((t + 1) % Config::kStageTiles == 0) warpgroup_commit_batch();
     }
+    stats.add(rS, scale_log2);  // while the products run
     for_each(make_seq<Config::kBlockStages>{}, [&](auto s) {
       warpgroup_wait<Config::kBlockStages - 1 - s>();
       if (!last || s < Config::kFirstKeptStage) release_stage(s);
