@@ -66,7 +66,7 @@ def main() -> int:
         )
         gpu.call(dsa_ext.sparse_mla_fwd, out=out)
         try:
-            verify([r.cpu() for r in out], cpu)
+            verify([r.cpu() for r in out], cpu, bf16_weights=True)
             verdict = "ok"
         except AssertionError as error:
             verdict = f"WRONG: {error}"

@@ -80,7 +80,9 @@ struct Config {
     float sum[2][4][kHeads];                     // of each consumer's warps, at a tile's end
     float top[2][4][kHeads];                     // and the largest raw scores; also a block's when references move
     float reference[2][kHeads];                  // that each consumer's sums and outputs are relative to
-    // Of a consumer's blocks by turns; bit i: key i counts. A ring holds parts of two blocks at most.
+    // Of a consumer's blocks by turns: whether some score of each warp exceeds its reference.
+    alignas(4) bool exceeds[2][2][4];
+    // The same; bit i: key i counts. A ring holds parts of two blocks at most.
     uint64_t valid[2][2];
     // barrier    arrives                                                    waits
     // q_full     TMA (one thread + bytes)                                   consumers, before a tile's first K Q^T
@@ -94,7 +96,7 @@ struct Config {
 
 // Named barriers (hardware barrier 0 is __syncthreads').
 enum NamedBarrier : uint32_t {
-  kBlock = 1,     // + consumer, 128: its probabilities are stored, and one bit: some score exceeds its reference
+  kBlock = 1,     // + consumer, 128: its probabilities are stored, and whether scores exceed their references
   kExchange = 3,  // 256: each consumer has stored what the other must add; then again: has read the other's
 };
 

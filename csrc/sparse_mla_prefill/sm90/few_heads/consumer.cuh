@@ -4,7 +4,6 @@
 #include <cute/arch/copy_sm90_tma.hpp>
 
 #include "arch/sm90/mma.cuh"
-#include "arch/sm90/named_barrier.cuh"
 #include "config.h"
 #include "softmax.cuh"
 
@@ -83,6 +82,7 @@ struct Consumer {
   __device__ __forceinline__ bf16* probabilities() const { return smem.p[me][block % 2]; }
 
   __device__ __forceinline__ void release_stage(int s) {
+    __syncwarp();  // all lanes have read what they need
     if (lane == 0) smem.empty[me][stage_number(s) % Config::kStages].arrive();
   }
 
@@ -113,8 +113,11 @@ struct Consumer {
     stats.exponentiate(rS, packed, scale_log2);
     store_transposed(packed, probabilities(), lane, warp);
     cutlass::arch::fence_view_async_shared();
+    bool const exceeds = __any_sync(~0u, stats.exceeds(rS, scale_log2));
+    if (lane == 0) smem.exceeds[me][block % 2][warp] = exceeds;
+    cutlass::arch::NamedBarrier::arrive_and_wait(128, kBlock + me);
     // Neither rescales O as a rule (attention/softmax_math.cuh).
-    if (arrive_and_any(128, kBlock + me, stats.exceeds(rS, scale_log2))) move_references(rS);
+    if (reinterpret_cast<uint32_t const&>(smem.exceeds[me][block % 2]) != 0) move_references(rS);
 
     CUTE_UNROLL
     for (int m = 0; m < kValueTiles; ++m) warpgroup_fence_operand(rO[m]);

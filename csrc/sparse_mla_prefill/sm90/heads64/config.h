@@ -84,7 +84,7 @@ struct Config {
 // Named barriers (hardware barrier 0 is __syncthreads'), with the threads that take part.
 enum NamedBarrier : uint32_t {
   kEvenPReady = 1,  // 256: even consumer arrives, odd one waits; probabilities and references of block 2j
-  kOddPReady = 2,   // 256: both wait; the reverse, block 2j+1, and one bit: the odd consumer's references have moved
+  kOddPReady = 2,   // 256: the reverse, block 2j+1
   kEvenScores = 3,  // 128: the even consumer's four warps have their scores: the rope tile may be overwritten
   kStatsReady = 4,  // 256: both wait; sums and maxima of a finished tile, whose products are all done
 };

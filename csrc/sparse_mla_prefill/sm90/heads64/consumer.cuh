@@ -4,7 +4,6 @@
 #include <cute/arch/copy_sm90_tma.hpp>
 
 #include "arch/sm90/mma.cuh"
-#include "arch/sm90/named_barrier.cuh"
 #include "config.h"
 #include "epilogue.cuh"
 #include "softmax.cuh"
@@ -104,6 +103,7 @@ struct Consumer {
   }
 
   __device__ __forceinline__ void release(int buffer, int half) {
+    __syncwarp();  // all lanes have read what they need
     if (lane == 0) smem.empty[buffer][half].arrive();
   }
 

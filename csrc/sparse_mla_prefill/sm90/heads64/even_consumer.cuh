@@ -75,9 +75,9 @@ struct EvenConsumer : Consumer<Config> {
     this->release(0, kLeft);
     phase ^= 1;
 
-    bool const odd_moved = arrive_and_any(256, kOddPReady, false);
+    cutlass::arch::NamedBarrier::arrive_and_wait(256, kOddPReady);
     scores_done();
-    if (odd_moved && stats.adopt(smem.reference[kOdd], factor, lane, warp)) rescale(rO, factor);
+    if (stats.adopt(smem.reference[kOdd], factor, lane, warp)) rescale(rO, factor);
     this->issue_other_values(smem.odd_p(), 1, kLeft);
     // The next scores do not queue up behind this: wgmma blocks its issuer once a few are queued, and the values'
     // buffer would go back late.

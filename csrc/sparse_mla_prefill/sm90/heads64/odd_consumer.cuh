@@ -50,7 +50,7 @@ struct OddConsumer : Consumer<Config> {
     cutlass::arch::fence_view_async_shared();
     this->wait_products();
     this->release(0, kRight);
-    arrive_and_any(256, kOddPReady, moved);
+    cutlass::arch::NamedBarrier::arrive(256, kOddPReady);
     if (moved) rescale(rO, factor);
     this->issue_own_values(1, kRight);
     this->wait_products();
