@@ -11,74 +11,87 @@ import record
 import timing
 import torch
 from check_stale import current_hashes
-from inputs import SparseMlaFwdCase, make_inputs
+from inputs import cosine_difference
 
 import dsa_ext
-from dsa_ext._build_info import path as implementation
 
 CHECKED_QUERIES = 8
+PEER_COSINE = 1e-4  # far above rounding, far below a call that is misunderstood
 Row = dict[str, Any]
+Case = Any  # of the benchmark's own kind
 
 
 class Benchmark(ABC):
     """One benchmark: its cases, and how a case becomes a row."""
 
     name: ClassVar[str]
-    op: ClassVar[str] = "sparse_mla_fwd"
-    note: ClassVar[str] = ""  # printed first
+    op: ClassVar[str]
     device: ClassVar[str] = "cuda"
-    cpu_case: ClassVar[SparseMlaFwdCase]
+    seconds: ClassVar[float] = 1.0  # for measuring a row, unless --seconds says otherwise
+    cpu_case: ClassVar[Case]
 
     @abstractmethod
-    def cases(self) -> list[SparseMlaFwdCase]: ...
+    def cases(self) -> list[Case]: ...
 
     @abstractmethod
-    def row_id(self, case: SparseMlaFwdCase) -> str:
+    def row_id(self, case: Case) -> str:
         """Words joined by '-', which --rows selects by."""
 
     @abstractmethod
-    def is_quick(self, case: SparseMlaFwdCase) -> bool: ...
+    def is_quick(self, case: Case) -> bool: ...
 
     @abstractmethod
-    def measure(self, case: SparseMlaFwdCase, peer: peers.FlashMla | None, seconds: float) -> Row:
+    def path(self, case: Case, major: int) -> str | None:
+        """The implementation that takes the case on compute capability `major`.x."""
+
+    @abstractmethod
+    def describe(self, case: Case) -> Row:
+        """Its sizes, and flop."""
+
+    @abstractmethod
+    def cpu_call(self, case: Case) -> timing.Call:
+        """The case as a call on the CPU."""
+
+    @abstractmethod
+    def measure(self, case: Case, peer: peers.FlashMla | None, seconds: float) -> Row:
         """Checks and times one case on the GPU. AssertionError if a result is wrong. The row holds ms and, with a
         peer, peer_ms."""
 
+    def rates(self, row: Row, ceilings: Row) -> Row:
+        """What follows from the times."""
+        ms, peer_ms, matmul = row["ms"], row.get("peer_ms"), ceilings["matmul_tflops"]
+        tflops = row["flop"] / ms / 1e9
+        return {
+            "tflops": tflops,
+            "matmul_share": tflops / matmul if matmul else None,
+            "ratio": peer_ms / ms if peer_ms else None,
+        }
+
+    @abstractmethod
+    def memory_text(self, row: Row) -> str:
+        """For the printed line: rates of memory traffic."""
+
     def plot(self, result: dict[str, Any], path: Path) -> None:
-        sys.exit(f"{self.name}.py draws no plot")
+        import plot  # needs matplotlib
+
+        plot.draw(result, path)
 
 
-def why_no_gpu() -> str | None:
+def why_no_gpu(benchmark: Benchmark) -> str | None:
     if not torch.cuda.is_available():
         return "torch sees no usable NVIDIA GPU"
     major, minor = torch.cuda.get_device_capability()
-    if implementation(major, 128) is None:
+    if benchmark.path(benchmark.cases()[0], major) is None:
         built = ", ".join(dsa_ext.build_info()["archs"]) or "no CUDA architecture"
         return f"this build has kernels for {built}, and the GPU has compute capability {major}.{minor}"
     return None
 
 
-def gather_bytes(case: SparseMlaFwdCase) -> int:
-    """Key rows as 64-head CTAs fetch them: once for every query and 64 heads, or fewer."""
-    tiles = (case.batch or 1) * case.s_q * -(-case.h_q // 64)
-    return tiles * case.topk * case.d_qk * 2
-
-
-def describe(case: SparseMlaFwdCase) -> Row:
-    sizes = {name: getattr(case, name) for name in ("batch", "s_q", "h_q", "topk", "d_qk", "d_v", "s_kv")}
-    return sizes | {"flop": case.flops, "gather_bytes": gather_bytes(case)}
-
-
-def rates(row: Row, matmul: float | None) -> Row:
-    """What follows from the times."""
-    ms, peer_ms = row["ms"], row.get("peer_ms")
-    tflops = row["flop"] / ms / 1e9
-    return {
-        "tflops": tflops,
-        "matmul_share": tflops / matmul if matmul else None,
-        "gather_tb_s": row["gather_bytes"] / ms / 1e9,
-        "ratio": peer_ms / ms if peer_ms else None,
-    }
+def check_peer(theirs: torch.Tensor, ours: torch.Tensor) -> None:
+    """RuntimeError unless two results [queries, heads, d_v] agree: else the call is misunderstood, and not timed."""
+    difference = cosine_difference(theirs.double(), ours.double()).max().item()
+    if not difference <= PEER_COSINE:
+        raise RuntimeError(f"its result differs from ours, 1 - cosine = {difference:.1e}: not timed")
 
 
 def selected(row_id: str, filters: list[str]) -> bool:
@@ -87,18 +100,21 @@ def selected(row_id: str, filters: list[str]) -> bool:
     return not filters or any(set(f.replace(",", "-").split("-")) <= words for f in filters)
 
 
-def line(row: Row) -> str:
+def line(benchmark: Benchmark, row: Row) -> str:
     if row["error"]:
         return f"{row['row']:<32} FAILED: {row['error']}"
-    text = f"{row['row']:<32} {row['ms']:9.4f} ms"
+    text = f"{row['row']:<32} {_time(row['ms'])}"
     if row["matmul_share"]:
-        share, gather = f"{row['matmul_share']:6.1%} of matmul", f"{row['gather_tb_s']:6.2f} TB/s gathered"
-        text += f" {row['tflops']:7.1f} TFLOPS {share} {gather}"
+        text += f" {row['tflops']:7.1f} TFLOPS {row['matmul_share']:6.1%} of matmul {benchmark.memory_text(row)}"
     if row.get("peer_ms"):
-        text += f"   peer {row['peer_ms']:9.4f} ms   ratio {row['ratio']:.3f}"
+        text += f"   peer {_time(row['peer_ms'])}   ratio {row['ratio']:.3f}"
     elif row.get("peer_error"):
         text += f"   peer: {row['peer_error']}"
     return text
+
+
+def _time(ms: float) -> str:
+    return f"{ms:8.3f} ms" if ms >= 1 else f"{ms * 1e3:8.2f} us"
 
 
 def _options(benchmark: Benchmark) -> argparse.Namespace:
@@ -108,15 +124,14 @@ def _options(benchmark: Benchmark) -> argparse.Namespace:
     parser.add_argument("--rows", nargs="+", default=[], metavar="WORDS", help="rows with these words: h128,kv8192 h16")
     parser.add_argument("--json", type=Path, help=f"where to store the result (all rows on a GPU: {default})")
     parser.add_argument("--plot", type=Path, metavar="PNG", help="draw the result")
-    parser.add_argument("--seconds", type=float, default=1.0, help="time for measuring a row (default 1)")
+    seconds = benchmark.seconds
+    parser.add_argument("--seconds", type=float, default=seconds, help=f"for measuring a row (default {seconds})")
     return parser.parse_args()
 
 
 def main(benchmark: Benchmark) -> int:
     options = _options(benchmark)
-    if benchmark.note:
-        print(benchmark.note)
-    if reason := why_no_gpu():
+    if reason := why_no_gpu(benchmark):
         result = _on_cpu(benchmark, reason)
     else:
         result = _on_gpu(benchmark, options)
@@ -137,14 +152,13 @@ def main(benchmark: Benchmark) -> int:
 
 def _on_cpu(benchmark: Benchmark, reason: str) -> dict[str, Any]:
     print(f"{reason}: this times the CPU reference on a small shape, which says nothing about the kernels")
-    case = benchmark.cpu_case
-    inputs = make_inputs(case)
-    row = {"row": benchmark.row_id(case), "op": benchmark.op, "path": "reference", **describe(case), "error": None}
-    row["ms"] = timing.on_cpu(lambda: inputs.call(dsa_ext.sparse_mla_fwd)).ms
-    row |= rates(row, None)
-    print(line(row))
+    case, ceilings = benchmark.cpu_case, {"matmul_tflops": None, "copy_tb_s": None}
+    row = {"row": benchmark.row_id(case), "op": benchmark.op, "path": "reference"}
+    row |= benchmark.describe(case) | {"error": None, "ms": timing.on_cpu(benchmark.cpu_call(case)).ms}
+    row |= benchmark.rates(row, ceilings)
+    print(line(benchmark, row))
     run = record.of_run(on_gpu=False)
-    return {"benchmark": benchmark.name, "run": run, "matmul_tflops": None, "peers": {}, "rows": [row]}
+    return {"benchmark": benchmark.name, "run": run, **ceilings, "peers": {}, "rows": [row]}
 
 
 def _on_gpu(benchmark: Benchmark, options: argparse.Namespace) -> dict[str, Any]:
@@ -160,25 +174,23 @@ def _on_gpu(benchmark: Benchmark, options: argparse.Namespace) -> dict[str, Any]
     print(f"beside it: {peer_note}")
 
     with torch.no_grad():
-        matmul = timing.matmul_tflops()
-        print(f"bf16 matmul 8192^3: {matmul:.0f} TFLOPS")
+        ceilings = {"matmul_tflops": timing.matmul_tflops(), "copy_tb_s": timing.copy_tb_s()}
+        torch.cuda.empty_cache()
+        print("bf16 matmul 8192^3: {matmul_tflops:.0f} TFLOPS; device copy: {copy_tb_s:.2f} TB/s".format(**ceilings))
         rows = []
         for case in cases:
-            rows.append(_row(benchmark, case, peer, matmul, options.seconds))
-            print(line(rows[-1]), flush=True)
+            rows.append(_row(benchmark, case, peer, ceilings, options.seconds))
+            print(line(benchmark, rows[-1]), flush=True)
     described = {peer.name: peer.describe()} if peer else {}
-    return {"benchmark": benchmark.name, "run": run, "matmul_tflops": matmul, "peers": described, "rows": rows}
+    return {"benchmark": benchmark.name, "run": run, **ceilings, "peers": described, "rows": rows}
 
 
-def _row(
-    benchmark: Benchmark, case: SparseMlaFwdCase, peer: peers.FlashMla | None, matmul: float, seconds: float
-) -> Row:
-    major = torch.cuda.get_device_capability()[0]
-    path = implementation(major, case.h_q, case.d_qk, case.topk)
-    row = {"row": benchmark.row_id(case), "op": benchmark.op, "path": path, **describe(case), "error": None}
+def _row(benchmark: Benchmark, case: Case, peer: peers.FlashMla | None, ceilings: Row, seconds: float) -> Row:
+    path = benchmark.path(case, torch.cuda.get_device_capability()[0])
+    row = {"row": benchmark.row_id(case), "op": benchmark.op, "path": path, **benchmark.describe(case), "error": None}
     try:
         row |= benchmark.measure(case, peer, seconds)
-        row |= rates(row, matmul)
+        row |= benchmark.rates(row, ceilings)
     except (AssertionError, RuntimeError) as error:  # a wrong result; CUDA's errors
         row["error"] = f"{type(error).__name__}: {error}"
     return row

@@ -9,6 +9,19 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path += [str(ROOT), str(ROOT / "tests")]
 
 from cases import SparseMlaFwdCase, SparseMlaFwdInputs, make_inputs  # noqa: E402
+from decode_cases import DecodeCase, DecodeInputs, random_cache  # noqa: E402
+from decode_oracle import verify as verify_decode  # noqa: E402
 from oracle import cosine_difference, verify  # noqa: E402
 
-__all__ = ["ROOT", "SparseMlaFwdCase", "SparseMlaFwdInputs", "cosine_difference", "make_inputs", "verify"]
+__all__ = [
+    "ROOT",
+    "DecodeCase",
+    "DecodeInputs",
+    "SparseMlaFwdCase",
+    "SparseMlaFwdInputs",
+    "cosine_difference",
+    "make_inputs",
+    "random_cache",
+    "verify",
+    "verify_decode",
+]

@@ -29,10 +29,12 @@ class FlashMla:
     """The loaded library. On Hopper it takes multiples of 64 heads and of 128 indices."""
 
     name = "FlashMLA"
+    decode_formats = ("v32", "v4")
 
     def __init__(self, path: Path):
         torch.ops.load_library(str(path))
         self._sparse_prefill = torch.ops._flashmla_C.sparse_prefill_fwd
+        self._sparse_decode = torch.ops._flashmla_C.sparse_decode_fwd
         self.sha256 = sha256(path)
         self.version = f"of {WHEEL}" if self.sha256 == SHA256 else "of an unknown build"
 
@@ -44,17 +46,31 @@ class FlashMla:
         """How many heads it must be given to compute h_q of them."""
         return -(-h_q // 64) * 64
 
+    def padded(self, q: Tensor) -> Tensor:
+        """q [.., h_q, d_qk] with zero heads behind its own, made beforehand so that a call does not pay for it."""
+        *lead, h_q, d_qk = q.shape
+        if (heads := self.heads(h_q)) == h_q:
+            return q
+        padded = q.new_zeros(*lead, heads, d_qk)
+        padded[..., :h_q, :] = q
+        return padded
+
     def prefill(self, q: Tensor, kv: Tensor, idx: Tensor, scale: float) -> Callable[[], tuple[Tensor, Tensor, Tensor]]:
-        """A call on q [s_q, h_q, d_qk], kv [s_kv, d_qk], idx [s_q, topk]. Zero heads are appended to q here, so that
-        the call does not pay for it."""
-        s_q, h_q, d_qk = q.shape
-        padded = q
-        if (heads := self.heads(h_q)) != h_q:
-            padded = q.new_zeros(s_q, heads, d_qk)
-            padded[:, :h_q] = q
-        kv, idx = kv[:, None], idx[:, None]  # one key head
+        """A call on q [s_q, h_q, d_qk], kv [s_kv, d_qk], idx [s_q, topk]."""
+        padded, kv, idx = self.padded(q), kv[:, None], idx[:, None]  # one key head
         # The last arguments: d_v, attn_sink, topk_length, out.
         return lambda: self._sparse_prefill(padded, kv, idx, scale, 512, None, None, None)
+
+    def decode(
+        self, q: Tensor, kv_cache: Tensor, idx: Tensor, scale: float, plan: tuple[Tensor, Tensor] | None
+    ) -> Callable[[], tuple[Tensor, Tensor, Tensor, Tensor]]:
+        """A call on q [b, s_q, h_q, d_qk], which has been padded, kv_cache [pages, page_size, bytes],
+        idx [b, s_q, topk]; it returns (out, lse, *plan). The plan, metadata and splits, fits calls of the same sizes;
+        without one the call makes it first."""
+        cache = kv_cache[:, :, None]  # one key head
+        # Optional arguments between: topk_length and attn_sink; the plan; a second cache, its indices and lengths.
+        options = (None, None, *(plan or (None, None)), None, None, None)
+        return lambda: self._sparse_decode(q, cache, idx, *options, 512, scale, None)
 
 
 def sha256(path: Path) -> str:

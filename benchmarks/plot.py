@@ -1,4 +1,5 @@
-"""Draws benchmarks/results/prefill.json into a PNG beside it, or JSON and PNG as given. Needs matplotlib."""
+"""Draws the stored results, benchmarks/results/*.json, into PNGs beside them; or JSON and PNG as given. Needs
+matplotlib."""
 
 import json
 import sys
@@ -6,48 +7,92 @@ from pathlib import Path
 from typing import Any
 
 OURS, PEER, LINE = "#1f6fb4", "#b8b8b8", "#444444"
+Row = dict[str, Any]
 
 
 def draw(result: dict[str, Any], path: Path) -> None:
-    """A panel for each head count, a pair of bars for each row, the matmul rate as a line."""
+    """A panel for each head count, with the ceilings as lines."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
+    panel = _decode_panel if result["benchmark"] == "decode" else _prefill_panel
     rows = [row for row in result["rows"] if not row["error"]]
     heads = sorted({row["h_q"] for row in rows}, reverse=True)
     figure, axes = pyplot.subplots(len(heads), 1, figsize=(10, 2.9 * len(heads)), squeeze=False, layout="constrained")
     for axis, h_q in zip(axes[:, 0], heads, strict=True):
-        panel = [row for row in rows if row["h_q"] == h_q]
-        at = range(len(panel))
-        axis.bar([x - 0.2 for x in at], [row["tflops"] for row in panel], 0.4, color=OURS, label="dsa_ext")
-        paired = [(x, row) for x, row in zip(at, panel, strict=True) if row["ratio"]]
-        if paired:
-            theirs = [row["tflops"] / row["ratio"] for _, row in paired]
-            axis.bar([x + 0.2 for x, _ in paired], theirs, 0.4, color=PEER, label=" ".join(result["peers"]))
-        for x, row in paired:
-            axis.annotate(f"{row['ratio']:.2f}×", (x, row["tflops"]), ha="center", va="bottom", fontsize=8)
+        panel(axis, [row for row in rows if row["h_q"] == h_q], result)
         if result["matmul_tflops"]:
             axis.axhline(result["matmul_tflops"], color=LINE, linewidth=1, linestyle="--", label="bf16 matmul 8192³")
-        axis.set_xticks(list(at), [_label(row) for row in panel], fontsize=8)
         axis.set_ylabel("TFLOPS")
         axis.set_title(f"{h_q} heads", loc="left", fontsize=10)
         axis.spines[["top", "right"]].set_visible(False)
-    axes[0, 0].legend(loc="upper center", bbox_to_anchor=(0.5, 1.25), ncols=3, frameon=False, fontsize=8)
-    run = result["run"]
-    figure.suptitle(f"sparse_mla_fwd, {rows[0]['s_q']} queries, {run['gpu'] or 'CPU'}, commit {run['commit']}")
+    shown = {}  # what any panel shows
+    for axis in axes[:, 0]:
+        handles, labels = axis.get_legend_handles_labels()
+        shown |= dict(zip(labels, handles, strict=True))
+    place = {"loc": "upper center", "bbox_to_anchor": (0.5, 1.25), "ncols": 6}
+    axes[0, 0].legend(shown.values(), shown, **place, frameon=False, fontsize=8)
+    run, op = result["run"], rows[0]["op"]
+    what = f"topk {rows[0]['topk']}, FP8 cache" if result["benchmark"] == "decode" else f"{rows[0]['s_q']} queries"
+    figure.suptitle(f"{op}, {what}, {run['gpu'] or 'CPU'}, commit {run['commit']}")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130)
     pyplot.close(figure)
 
 
-def _label(row: dict[str, Any]) -> str:
+def _prefill_panel(axis: Any, rows: list[Row], result: dict[str, Any]) -> None:
+    """A pair of bars for each row."""
+    at = range(len(rows))
+    axis.bar([x - 0.2 for x in at], [row["tflops"] for row in rows], 0.4, color=OURS, label="dsa_ext")
+    paired = [(x, row) for x, row in zip(at, rows, strict=True) if row["ratio"]]
+    if paired:
+        theirs = [row["tflops"] / row["ratio"] for _, row in paired]
+        axis.bar([x + 0.2 for x, _ in paired], theirs, 0.4, color=PEER, label=" ".join(result["peers"]))
+    for x, row in paired:
+        axis.annotate(f"{row['ratio']:.2f}×", (x, row["tflops"]), ha="center", va="bottom", fontsize=8)
+    axis.set_xticks(list(at), [_label(row) for row in rows], fontsize=8)
+
+
+def _label(row: Row) -> str:
     keys = f"{row['s_kv'] // 1024}K" if row["s_kv"] >= 1024 else str(row["s_kv"])
     return f"topk {row['topk']}\nd {row['d_qk']}\n{keys} keys"
 
 
+def _decode_panel(axis: Any, rows: list[Row], result: dict[str, Any]) -> None:
+    """Lines over the batch, for one and for two queries a request, of the rows that differ in nothing else."""
+    rows = [row for row in rows if (row["format"], row["topk"]) == (rows[0]["format"], rows[0]["topk"])]
+    for s_q, style in ((1, "o-"), (2, "s--")):
+        line = sorted((row for row in rows if row["s_q"] == s_q), key=lambda row: row["batch"])
+        paired = [row for row in line if row["ratio"]]
+        if paired:
+            theirs = [row["tflops"] / row["ratio"] for row in paired]
+            label = f"{' '.join(result['peers'])}, s_q {s_q}"
+            axis.plot([row["batch"] for row in paired], theirs, style, color=PEER, label=label)
+        if line:
+            ours = [row["tflops"] for row in line]
+            axis.plot([row["batch"] for row in line], ours, style, color=OURS, label=f"dsa_ext, s_q {s_q}")
+        for row in paired if s_q == 1 else []:
+            at = (row["batch"], row["tflops"])
+            axis.annotate(
+                f"{row['ratio']:.2f}×", at, xytext=(0, 5), textcoords="offset points", ha="center", fontsize=8
+            )
+    if result["copy_tb_s"]:  # as if the keys' bytes came at that rate and nothing else took time
+        bound = result["copy_tb_s"] * rows[0]["flop"] / rows[0]["key_bytes"]
+        if bound < 2 * (result["matmul_tflops"] or bound):
+            axis.axhline(bound, color=LINE, linewidth=1, linestyle=":", label="keys at the rate of a device copy")
+    batches = sorted({row["batch"] for row in rows})
+    axis.set_xscale("log", base=2)
+    axis.set_xticks(batches, [str(b) for b in batches], fontsize=8)
+    axis.set_xlabel("requests", fontsize=8)
+
+
 if __name__ == "__main__":
-    default = Path(__file__).resolve().parent / "results"
-    stored, image = map(Path, sys.argv[1:] or (default / "prefill.json", default / "prefill.png"))
-    draw(json.loads(stored.read_text()), image)
+    if sys.argv[1:]:
+        stored = [tuple(map(Path, sys.argv[1:3]))]
+    else:
+        folder = Path(__file__).resolve().parent / "results"
+        stored = [(path, path.with_suffix(".png")) for path in sorted(folder.glob("*.json"))]
+    for source, image in stored:
+        draw(json.loads(source.read_text()), image)

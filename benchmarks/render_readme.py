@@ -1,4 +1,4 @@
-"""Writes the prefill table of README.md, between its two markers, from benchmarks/results/prefill.json."""
+"""Writes the tables of README.md, each between its two markers, from benchmarks/results/*.json."""
 
 import json
 import re
@@ -9,71 +9,122 @@ from typing import Any
 
 from check_stale import ROOT, current_hashes, stale_rows
 
-BEGIN, END = "<!-- prefill table -->", "<!-- /prefill table -->"
-NOT_MEASURED = "Not measured yet: `python benchmarks/prefill.py` on an H100 or H200 writes the numbers."
+NOT_MEASURED = "Not measured yet: `python benchmarks/{}.py` on an H100 or H200 writes the numbers."
 Row = dict[str, Any]
+Text = Callable[[Row], str | None]
 
 
-def table(result: dict[str, Any] | None, current: dict[str, str]) -> str:
+def prefill_table(result: dict[str, Any] | None, current: dict[str, str]) -> str:
     """Markdown. A line for each (h_q, topk, d_qk), whose cells hold one value for each number of keys."""
-    if result is None or result["run"]["gpu"] is None:
-        return NOT_MEASURED
+    if not _measured(result, "sparse_mla_fwd"):
+        return NOT_MEASURED.format("prefill")
+    sizes = sorted({row["s_kv"] for row in result["rows"]})
+    columns: dict[str, Text] = {
+        "ms": lambda row: f"{row['ms']:.2f}",
+        "TFLOPS": lambda row: f"{row['tflops']:.0f}",
+        "of matmul": lambda row: _percent(row["matmul_share"]),
+        "× FlashMLA": lambda row: row["ratio"] and f"{row['ratio']:.2f}",
+    }
+    about = f"{result['rows'][0]['s_q']} queries; cells: s_kv = {' / '.join(f'{n // 1024}K' for n in sizes)}."
+    lines = _lines(result, ("h_q", "topk", "d_qk"), "s_kv", columns)
+    return "\n".join([*_stale_mark(result, current), *lines, "", f"{about} {_caption(result)}"])
+
+
+def decode_table(result: dict[str, Any] | None, current: dict[str, str]) -> str:
+    """Markdown. A line for each (cache, h_q, topk, batch), whose cells hold one value for each s_q."""
+    if not _measured(result, "sparse_mla_decode"):
+        return NOT_MEASURED.format("decode")
+    columns: dict[str, Text] = {
+        "µs": lambda row: f"{row['ms'] * 1e3:.1f}",
+        "TFLOPS": lambda row: f"{row['tflops']:.0f}",
+        "TB/s": lambda row: f"{row['tb_s']:.2f}",
+        "of matmul": lambda row: _percent(row["matmul_share"]),
+        "of copy": lambda row: _percent(row["copy_share"]),
+        "× FlashMLA": lambda row: row["ratio"] and f"{row['ratio']:.2f}",
+    }
+    copy = f"A device copy in the same run: {result['copy_tb_s']:.2f} TB/s."
+    lines = _lines(result, ("format", "h_q", "topk", "batch"), "s_q", columns)
+    caption = f"Cells: s_q = 1 / 2. {_caption(result)} {copy}"
+    return "\n".join([*_stale_mark(result, current), *lines, "", caption])
+
+
+TABLES = {"prefill": prefill_table, "decode": decode_table}
+
+
+def _measured(result: dict[str, Any] | None, op: str) -> bool:
+    """Whether it is a result of the op, from a GPU."""
+    return result is not None and result["run"]["gpu"] is not None and all(row["op"] == op for row in result["rows"])
+
+
+def _percent(share: float | None) -> str | None:
+    return share and f"{share:.0%}"
+
+
+def _lines(result: dict[str, Any], keys: tuple[str, ...], within: str, columns: dict[str, Text]) -> list[str]:
+    """The table, with a line for each combination of `keys`; its cells have a value for each row of these, which differ
+    in `within`: for every one that the table has, where some line has more than one."""
     rows = result["rows"]
-    sizes = sorted({row["s_kv"] for row in rows})
-    lines = list(dict.fromkeys((row["h_q"], row["topk"], row["d_qk"]) for row in rows))
-    by_case = {(row["h_q"], row["topk"], row["d_qk"], row["s_kv"]): row for row in rows}
+    by_line: dict[tuple, dict[Any, Row]] = {}
+    for row in rows:
+        by_line.setdefault(tuple(row[key] for key in keys), {})[row[within]] = row
+    everywhere = sorted({row[within] for row in rows})
 
-    def cells(line: tuple[int, int, int], text: Callable[[Row], str | None]) -> str:
-        found = [by_case.get((*line, s_kv)) for s_kv in sizes]
-        return " / ".join("–" if row is None else "failed" if row["error"] else text(row) or "–" for row in found)
+    def cell(found: dict[Any, Row], text: Text) -> str:
+        sizes = everywhere if len(found) > 1 else found
+        return " / ".join(
+            "–" if size not in found else "failed" if found[size]["error"] else text(found[size]) or "–"
+            for size in sizes
+        )
 
-    heads = ["h_q", "topk", "d_qk", "ms", "TFLOPS", "of matmul", "× FlashMLA"]
-    out = [_stale_mark(result, current), "| " + " | ".join(heads) + " |", "|" + " --- |" * len(heads)]
-    for line in lines:
-        columns = [
-            *map(str, line),
-            cells(line, lambda row: f"{row['ms']:.2f}"),
-            cells(line, lambda row: f"{row['tflops']:.0f}"),
-            cells(line, lambda row: row["matmul_share"] and f"{row['matmul_share']:.0%}"),
-            cells(line, lambda row: row["ratio"] and f"{row['ratio']:.2f}"),
-        ]
-        out.append("| " + " | ".join(columns) + " |")
-    return "\n".join(text for text in [*out, "", _caption(result, sizes)] if text is not None)
+    names = {"format": "cache", "batch": "b"}
+    heads = [*(names.get(key, key) for key in keys), *columns]
+    lines = ["| " + " | ".join(heads) + " |", "|" + " --- |" * len(heads)]
+    for line, found in by_line.items():
+        cells = [*map(str, line), *(cell(found, text) for text in columns.values())]
+        lines.append("| " + " | ".join(cells) + " |")
+    return lines
 
 
-def _stale_mark(result: dict[str, Any], current: dict[str, str]) -> str | None:
+def _stale_mark(result: dict[str, Any], current: dict[str, str]) -> list[str]:
     stale = stale_rows(result, current)
     if not stale:
-        return None
+        return []
     count = f"{len(stale)} of these {len(result['rows'])} rows"
-    return f"**Stale**: the kernels' sources have changed since {count} were measured.\n"
+    return [f"**Stale**: the kernels' sources have changed since {count} were measured.\n"]
 
 
-def _caption(result: dict[str, Any], sizes: list[int]) -> str:
+def _caption(result: dict[str, Any]) -> str:
     run = result["run"]
-    s_kv = " / ".join(f"{n // 1024}K" for n in sizes)
     peers = ", ".join(f"{name} {about['version']}" for name, about in result["peers"].items())
     text = (
-        f"{result['rows'][0]['s_q']} queries; cells: s_kv = {s_kv}. {run['gpu']}, driver {run['driver']}, torch "
-        f"{run['torch']}, CUDA {run['cuda']}, {run['date'][:10]}. A bf16 8192³ matmul in the same run: "
-        f"{result['matmul_tflops']:.0f} TFLOPS. Commit `{run['commit']}`, `{run['command']}`."
+        f"{run['gpu']}, driver {run['driver']}, torch {run['torch']}, CUDA {run['cuda']}, {run['date'][:10]}. A bf16 "
+        f"8192³ matmul in the same run: {result['matmul_tflops']:.0f} TFLOPS. Commit `{run['commit']}`, "
+        f"`{run['command']}`."
     )
     if peers:
         text += f" Timed beside it: {peers}; it takes multiples of 64 heads, so at h_q 16 it gets q padded beforehand."
     return text
 
 
-def insert(readme: str, text: str) -> str:
-    pattern = re.compile(re.escape(BEGIN) + ".*?" + re.escape(END), re.S)
-    if len(pattern.findall(readme)) != 1:
-        sys.exit(f"README.md needs {BEGIN} and {END}, once")
-    return pattern.sub(lambda _: f"{BEGIN}\n{text}\n{END}", readme)
+def insert(readme: str, name: str, text: str) -> str:
+    """README with the text between the markers of that table. Without either marker it has no such table."""
+    begin, end = f"<!-- {name} table -->", f"<!-- /{name} table -->"
+    if begin not in readme and end not in readme:
+        return readme
+    pattern = re.compile(re.escape(begin) + ".*?" + re.escape(end), re.S)
+    if len(pattern.findall(readme)) != 1 or readme.count(begin) != 1 or readme.count(end) != 1:
+        sys.exit(f"README.md needs {begin} and {end}, once")
+    return pattern.sub(lambda _: f"{begin}\n{text}\n{end}", readme)
 
 
-def render(readme: Path, stored: Path, current: dict[str, str]) -> None:
-    result = json.loads(stored.read_text()) if stored.is_file() else None
-    readme.write_text(insert(readme.read_text(), table(result, current)))
+def render(readme: Path, results: Path, current: dict[str, str]) -> None:
+    text = readme.read_text()
+    for name, table in TABLES.items():
+        stored = results / f"{name}.json"
+        result = json.loads(stored.read_text()) if stored.is_file() else None
+        text = insert(text, name, table(result, current))
+    readme.write_text(text)
 
 
 if __name__ == "__main__":
-    render(ROOT / "README.md", ROOT / "benchmarks/results/prefill.json", current_hashes())
+    render(ROOT / "README.md", ROOT / "benchmarks/results", current_hashes())

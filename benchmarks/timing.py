@@ -89,6 +89,14 @@ def matmul_tflops(size: int = 8192) -> float:
     return 2 * size**3 / in_turns({"matmul": lambda: a @ b})["matmul"].ms / 1e9
 
 
+def copy_tb_s(size: int = 2**30) -> float:
+    """What a copy within this GPU's memory reaches in this run, read and written bytes together: the other
+    yardstick."""
+    source = torch.empty(size, device="cuda", dtype=torch.uint8).fill_(1)
+    target = torch.empty_like(source)
+    return 2 * size / in_turns({"copy": lambda: target.copy_(source)}, seconds=0.3)["copy"].ms / 1e9
+
+
 def graph(calls: list[Call]) -> Call:
     """One CUDA graph of all the calls; returns its replay. Leaves launch overheads out, as servers do in decoding."""
     stream = torch.cuda.Stream()

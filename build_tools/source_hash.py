@@ -10,7 +10,11 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 
 # op -> folders of csrc/ that are its own
-OPS = {"sparse_mla_fwd": ("sparse_mla_prefill",)}
+OPS = {
+    "sparse_mla_fwd": ("sparse_mla_prefill",),
+    "sparse_mla_decode": ("sparse_mla_decode",),
+    "kv_cache": ("kv_cache",),
+}
 SHARED = ("csrc/common", "csrc/arch", "csrc/attention", "csrc/bindings.cpp")
 BUILD = ("build_tools/flags.py", "build_tools/find_cutlass.py")  # flags, pinned headers
 SUFFIXES = {".cpp", ".cu", ".cuh", ".h"}

@@ -14,6 +14,27 @@ STABLE_TORCH_LIBRARY(dsa_ext, m) {
       "Tensor? topk_length, Tensor(a!) out, Tensor(b!) max_logits, Tensor(c!) lse) -> ()");
   // The name of the implementation that a call would take on a device; an error that lists the reasons if none would.
   m.def("sparse_mla_fwd_path(int compute_major, int h_q, int d_qk, int topk) -> str");
+
+  m.def(
+      "sparse_mla_decode(Tensor q, Tensor kv_cache, Tensor idx, float scale, Tensor? topk_length=None, "
+      "Tensor? attn_sink=None, Tensor? extra_kv_cache=None, Tensor? extra_idx=None, Tensor? extra_topk_length=None, "
+      "Tensor? plan=None) -> (Tensor, Tensor)");
+  m.def(
+      "sparse_mla_decode_out(Tensor q, Tensor kv_cache, Tensor idx, float scale, Tensor? topk_length, "
+      "Tensor? attn_sink, Tensor? extra_kv_cache, Tensor? extra_idx, Tensor? extra_topk_length, Tensor? plan, "
+      "Tensor(a!) out, Tensor(b!) lse) -> ()");
+  m.def("sparse_mla_decode_path(int compute_major, int h_q, str format) -> str");
+  m.def(
+      "plan_sparse_mla_decode_out(Tensor? topk_length, int batch, int s_q, int h_q, int topk, int extra_topk, "
+      "Tensor? extra_topk_length, bool batch_invariant, Tensor(a!) out) -> ()");
+  // Elements of the plan of such a call on a device with so many multiprocessors.
+  m.def(
+      "plan_sparse_mla_decode_size(int sms, int batch, int s_q, int h_q, int topk, int extra_topk, "
+      "bool batch_invariant) -> int");
+
+  m.def("pack_kv_cache(Tensor kv, str format, int? page_size, str scale_format) -> Tensor");
+  m.def("unpack_kv_cache(Tensor packed, str format) -> Tensor");
+  m.def("store_kv_cache(Tensor kv, Tensor(a!) kv_cache, Tensor slots, str format, str scale_format) -> ()");
 }
 
 namespace {

@@ -18,6 +18,17 @@ except ImportError as error:
 from . import reference
 from ._build_info import build_info
 from .attention import sparse_mla_fwd
+from .cache import pack_kv_cache, store_kv_cache, unpack_kv_cache
+from .decode import plan_sparse_mla_decode, sparse_mla_decode
 
-__all__ = ["build_info", "reference", "sparse_mla_fwd"]
+__all__ = [
+    "build_info",
+    "pack_kv_cache",
+    "plan_sparse_mla_decode",
+    "reference",
+    "sparse_mla_decode",
+    "sparse_mla_fwd",
+    "store_kv_cache",
+    "unpack_kv_cache",
+]
 __version__: str = _C.build_info()["version"]

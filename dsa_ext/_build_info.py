@@ -8,6 +8,7 @@ from . import _C, _registration  # noqa: F401
 
 # Heads for which implementations differ, at d_qk 576 and topk 2048.
 HEADS = (8, 16, 32, 64, 128)
+CACHE_FORMATS = ("v32", "v4", "bf16")
 
 
 def build_info() -> dict[str, Any]:
@@ -19,12 +20,14 @@ def build_info() -> dict[str, Any]:
         cuda, cutlass: versions that it was built with; None in a CPU-only build
         source_hash: {op: fingerprint of the sources that its kernels were built from}
         paths: {op: {"cpu": "reference", "sm_90": {heads: name of the implementation or None, ...}, ...}}, with one
-            entry for each architecture built
+            entry for each architecture built; for sparse_mla_decode {format of the cache: {heads: ...}, ...}
     """
     info = _C.build_info()
+    archs = [(f"sm_{arch[:-1]}", int(arch[:-2])) for arch in info["archs"]]
     info["paths"] = {
-        "sparse_mla_fwd": {"cpu": "reference"}
-        | {f"sm_{arch[:-1]}": {h: path(int(arch[:-2]), h) for h in HEADS} for arch in info["archs"]}
+        "sparse_mla_fwd": {"cpu": "reference"} | {arch: {h: path(major, h) for h in HEADS} for arch, major in archs},
+        "sparse_mla_decode": {"cpu": "reference"}
+        | {arch: {f: {h: decode_path(major, h, f) for h in HEADS} for f in CACHE_FORMATS} for arch, major in archs},
     }
     return info
 
@@ -33,5 +36,13 @@ def path(compute_major: int, h_q: int, d_qk: int = 576, topk: int = 2048) -> str
     """The implementation of sparse_mla_fwd for such a call on compute capability `compute_major`.x; None without."""
     try:
         return torch.ops.dsa_ext.sparse_mla_fwd_path(compute_major, h_q, d_qk, topk)
+    except RuntimeError:
+        return None
+
+
+def decode_path(compute_major: int, h_q: int, format: str = "v32") -> str | None:
+    """As path, for sparse_mla_decode on a cache of that format: one of CACHE_FORMATS."""
+    try:
+        return torch.ops.dsa_ext.sparse_mla_decode_path(compute_major, h_q, format)
     except RuntimeError:
         return None

@@ -48,11 +48,12 @@ def _sparse_mla_fwd_out_fake(q, kv, idx, scale, d_v, attn_sink, topk_length, out
     return None
 
 
-def why_no_kernel(op: str, error: RuntimeError, device: torch.device) -> str | None:
-    """What to tell the caller if an op's error says that no kernel takes the call; None for any other error."""
+def why_no_kernel(op: str, error: RuntimeError, device: torch.device, name: str = "q") -> str | None:
+    """What to tell the caller if an op's error says that no kernel takes the call; None for any other error. `name`:
+    of the argument that is on `device`."""
     if device.type == "cuda" and not _C.build_info()["archs"]:
         return (
-            f"{op}: q is on {device}, expected the CPU: this build has no CUDA kernels; install again on this machine, "
-            "with DSA_EXT_ARCHS unset or naming its architecture"
+            f"{op}: {name} is on {device}, expected the CPU: this build has no CUDA kernels; install again on this "
+            "machine, with DSA_EXT_ARCHS unset or naming its architecture"
         )
     return str(error) if str(error).startswith(f"{op}: no implementation takes this call") else None

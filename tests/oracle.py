@@ -11,6 +11,7 @@ from dsa_ext import reference
 
 OUT_ABS, OUT_REL, OUT_COSINE = 8e-4, 3.01 / 128, 7e-6
 STAT_ABS, STAT_REL = 1e-6, 2.01 / 65536
+OUT = (OUT_ABS, OUT_REL, OUT_COSINE)
 # Tensor cores multiply weights in bf16, which rounds each by up to 2^-8 of it, uniformly: a deviation of 2^-8 / sqrt(3)
 # at most, 0.74 of that on average. Where a few weights dominate, this alone exceeds OUT_ABS, whatever the
 # implementation: with standard normal inputs, d_qk 576, 8e-4 is one deviation for a query of 65 keys and five for 2048
@@ -68,14 +69,20 @@ def verify(
     check_out(out, want_out, WEIGHT_ROUNDING * weight_spread(flat) if bf16_weights else 0.0)
 
 
-def check_out(got: Tensor, want: Tensor, rounding: Tensor | float = 0.0) -> None:
-    """[queries, heads, d_v]. Every element within the tolerances or `rounding`, whichever is larger, and every query's
-    heads together by their cosine."""
+def check_out(
+    got: Tensor,
+    want: Tensor,
+    rounding: Tensor | float = 0.0,
+    tolerance: tuple[float, float, float] = OUT,
+) -> None:
+    """[queries, heads, d_v]. Every element within the tolerances (absolute, relative) or `rounding`, whichever is
+    larger, and every query's heads together by their cosine."""
+    absolute, relative, cosine = tolerance
     got = got.double()
     error = (got - want).abs()
-    _require("out", (error <= OUT_ABS) | (error <= OUT_REL * want.abs()) | (error <= rounding), got, want)
+    _require("out", (error <= absolute) | (error <= relative * want.abs()) | (error <= rounding), got, want)
     difference = cosine_difference(got, want)
-    _require("out, 1 - cosine a query,", difference <= OUT_COSINE, difference, torch.zeros_like(difference))
+    _require("out, 1 - cosine a query,", difference <= cosine, difference, torch.zeros_like(difference))
 
 
 def weight_spread(flat: SparseMlaFwdInputs) -> Tensor:
@@ -104,11 +111,11 @@ def cosine_difference(x: Tensor, y: Tensor) -> Tensor:
     return torch.where(norm == 0, 0.0, 1 - 2 * (x * y).sum(1) / norm)
 
 
-def check_stat(name: str, got: Tensor, want: Tensor, magnitude: Tensor) -> None:
+def check_stat(name: str, got: Tensor, want: Tensor, magnitude: Tensor, relative: float = STAT_REL) -> None:
     """max_logits or lse; `magnitude` is scale * max_t sum_i |q_i k_ti|, -inf for a query without valid keys."""
     got = got.double()
     error = (got - want).abs()
-    close = (error <= (LOGIT_ROUNDING * magnitude).clamp(min=STAT_ABS)) | (error <= STAT_REL * want.abs())
+    close = (error <= (LOGIT_ROUNDING * magnitude).clamp(min=STAT_ABS)) | (error <= relative * want.abs())
     _require(name, torch.where(want.isfinite(), close, got == want), got, want)
 
 

@@ -11,15 +11,19 @@ import math
 import sys
 from dataclasses import replace
 
+import decode_cases
+import decode_oracle
 import torch
 from cases import SparseMlaFwdCase as Case
 from cases import SparseMlaFwdInputs, make_inputs
+from decode_cases import FORMATS, DecodeCase, DecodeInputs
 from oracle import verify
 
 import dsa_ext
-from dsa_ext._build_info import path
+from dsa_ext._build_info import decode_path, path
 
 TRICKY = {"invalid": 0.2, "poison": True, "attn_sink": "edge", "topk_length": "edge", "s_kv": 400}
+DECODE_TRICKY = {"invalid": 0.2, "poison": True, "attn_sink": "edge", "topk_length": "random"}
 CASES = [
     case
     for h_q in (128, 64, 32, 16, 8)
@@ -44,9 +48,59 @@ CASES = [
 ]
 
 
-def on_gpu(x: SparseMlaFwdInputs) -> SparseMlaFwdInputs:
-    tensors = {k: v.cuda() for k, v in vars(x).items() if isinstance(v, torch.Tensor)}
+EXTRA = {"extra_topk": 70, "extra_topk_length": "random", "extra_page_size": 3}
+DECODE_CASES = [
+    case
+    for h_q in (128, 64, 32, 16, 8)
+    for format in FORMATS
+    for case in (
+        DecodeCase(h_q=h_q, format=format, topk=65, batch=2),
+        DecodeCase(h_q=h_q, format=format, topk=130, batch=2, s_q=2, page_size=53, slots=400, **DECODE_TRICKY),
+    )
+] + [
+    DecodeCase(h_q=24, topk=1, batch=2, page_size=1),
+    DecodeCase(h_q=100, topk=65, batch=1),
+    DecodeCase(h_q=64, topk=700, slots=800, batch=1, **EXTRA),
+    DecodeCase(h_q=16, topk=700, slots=800, batch=1, **EXTRA),
+    DecodeCase(h_q=64, format="v4", batch=5, topk_length="some_zero", length_a="request", **EXTRA),
+    DecodeCase(h_q=16, scales="range", poison=True, batch=2),
+    # more requests than there are SMs
+    DecodeCase(h_q=64, batch=200, topk=10, slots=64),
+    DecodeCase(h_q=16, batch=300, topk=10, slots=64),
+]
+
+
+def on_gpu(x: SparseMlaFwdInputs | DecodeInputs) -> SparseMlaFwdInputs | DecodeInputs:
+    """The inputs on the GPU, each in an allocation of its own with the strides that it has."""
+    tensors = {}
+    for name, t in vars(x).items():
+        if isinstance(t, torch.Tensor):
+            tensors[name] = torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device="cuda").copy_(t)
     return replace(x, **tensors)
+
+
+def nans(*buffers: tuple[tuple[int, ...], torch.dtype]) -> tuple[torch.Tensor, ...]:
+    return tuple(torch.full(shape, math.nan, dtype=dtype).cuda() for shape, dtype in buffers)
+
+
+def fwd(case: Case) -> None:
+    cpu = make_inputs(case)
+    shape = cpu.q.shape[:-1]
+    out = nans(((*shape, case.d_v), torch.bfloat16), (shape, torch.float32), (shape, torch.float32))
+    on_gpu(cpu).call(dsa_ext.sparse_mla_fwd, out=out)
+    verify([r.cpu() for r in out], cpu, bf16_weights=True)
+
+
+def decode(case: DecodeCase) -> None:
+    """Planned inside the call, by a plan, and by a batch-invariant one."""
+    cpu = decode_cases.make_inputs(case)
+    gpu = on_gpu(cpu)
+    shape = cpu.q.shape[:-1]
+    plans = [gpu.plan(dsa_ext.plan_sparse_mla_decode, batch_invariant=invariant) for invariant in (False, True)]
+    for plan in (None, *plans):
+        out = nans(((*shape, 512), torch.bfloat16), (shape, torch.float32))
+        gpu.call(dsa_ext.sparse_mla_decode, plan=plan, out=out)
+        decode_oracle.verify([r.cpu() for r in out], cpu, bf16_weights=True)
 
 
 @torch.no_grad()
@@ -54,24 +108,17 @@ def main() -> int:
     if not torch.cuda.is_available():
         sys.exit("sanitizer_cases: needs a GPU: torch.cuda.is_available() is False")
     major = torch.cuda.get_device_capability()[0]
+    calls = [(fwd, case, path(major, case.h_q, case.d_qk, case.topk)) for case in CASES]
+    calls += [(decode, case, decode_path(major, case.h_q, case.format)) for case in DECODE_CASES]
     failures = 0
-    for case in CASES:
-        cpu = make_inputs(case)
-        gpu = on_gpu(cpu)
-        shape = cpu.q.shape[:-1]
-        out = (
-            torch.full((*shape, case.d_v), math.nan, dtype=torch.bfloat16).cuda(),
-            torch.full(shape, math.nan).cuda(),
-            torch.full(shape, math.nan).cuda(),
-        )
-        gpu.call(dsa_ext.sparse_mla_fwd, out=out)
+    for function, case, name in calls:
         try:
-            verify([r.cpu() for r in out], cpu, bf16_weights=True)
+            function(case)
             verdict = "ok"
         except AssertionError as error:
             verdict = f"WRONG: {error}"
             failures += 1
-        print(f"{path(major, case.h_q, case.d_qk, case.topk)}: {case.id}: {verdict}", flush=True)
+        print(f"{name}: {case.id}: {verdict}", flush=True)
     return int(failures > 0)
 
 

@@ -15,7 +15,6 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import check_stale  # noqa: E402
-import decode  # noqa: E402
 import frame  # noqa: E402
 import peers  # noqa: E402
 import prefill  # noqa: E402
@@ -26,22 +25,26 @@ from cases import SparseMlaFwdCase, make_inputs  # noqa: E402
 
 import dsa_ext  # noqa: E402
 
-HASHES = {"sparse_mla_fwd": "0123456789ab"}
+HASHES = {"sparse_mla_fwd": "0123456789ab", "sparse_mla_decode": "cdef01234567"}
 MATMUL = 700.0
+CEILINGS = {"matmul_tflops": MATMUL, "copy_tb_s": 4.2}
 
 
-def stored(**run) -> dict:
-    """A result as prefill.py stores it, in which every row reaches half the matmul rate and the peer 0.4 of it."""
-    bench = prefill.Prefill()
+def stored(bench: frame.Benchmark, **run) -> dict:
+    """A result as it is stored, in which every row reaches half the matmul rate and the peer 0.4 of it."""
     rows = []
     for case in bench.cases():
-        row = {"row": bench.row_id(case), "op": "sparse_mla_fwd", "path": "sm90", **frame.describe(case)}
+        row = {"row": bench.row_id(case), "op": bench.op, "path": "sm90", **bench.describe(case)}
         row |= {"error": None, "ms": case.flops / 350e9, "peer_ms": case.flops / 280e9}
-        rows.append(row | frame.rates(row, MATMUL))
+        rows.append(row | bench.rates(row, CEILINGS))
     facts = record.of_run(on_gpu=False) | {"gpu": "NVIDIA H200", "driver": "1.2", "commit": "c0ffee"}
     facts |= {"source_hash": HASHES} | run
     versions = {"FlashMLA": {"version": "of vllm==0.21.0", "sha256": "00"}}
-    return {"benchmark": "prefill", "run": facts, "matmul_tflops": MATMUL, "peers": versions, "rows": rows}
+    return {"benchmark": bench.name, "run": facts, **CEILINGS, "peers": versions, "rows": rows}
+
+
+def stored_prefill(**run) -> dict:
+    return stored(prefill.Prefill(), **run)
 
 
 def test_rows_of_prefill():
@@ -52,9 +55,9 @@ def test_rows_of_prefill():
 
 def test_rates():
     case = SparseMlaFwdCase(s_q=4096, h_q=128, topk=2048, d_qk=576, s_kv=8192)
-    row = frame.describe(case) | {"ms": 4.0, "peer_ms": 5.0}
+    row = prefill.Prefill().describe(case) | {"ms": 4.0, "peer_ms": 5.0}
     assert row["flop"] == 2 * 4096 * 128 * 2048 * (576 + 512)
-    rates = frame.rates(row, MATMUL)
+    rates = prefill.Prefill().rates(row, CEILINGS)
     assert rates["tflops"] == pytest.approx(2 * 4096 * 128 * 2048 * 1088 / 4e-3 / 1e12)
     assert rates["matmul_share"] == pytest.approx(rates["tflops"] / MATMUL)
     assert rates["ratio"] == 1.25
@@ -64,7 +67,7 @@ def test_rates():
 @pytest.mark.parametrize("h_q, tiles", [(8, 1), (64, 1), (65, 2)])
 def test_gather_bytes(h_q, tiles):
     case = SparseMlaFwdCase(batch=3, s_q=2, h_q=h_q, topk=10, d_qk=512)
-    assert frame.gather_bytes(case) == tiles * 3 * 2 * 10 * 512 * 2
+    assert prefill.gather_bytes(case) == tiles * 3 * 2 * 10 * 512 * 2
 
 
 @pytest.mark.parametrize(
@@ -76,7 +79,7 @@ def test_selection(filters, expected):
 
 
 def test_table():
-    text = render_readme.table(json.loads(json.dumps(stored())), HASHES)
+    text = render_readme.prefill_table(json.loads(json.dumps(stored_prefill())), HASHES)
     lines = text.splitlines()
     first = next(line for line in lines if line.startswith("| 128 | 2048 | 576 |"))
     assert first == "| 128 | 2048 | 576 | 6.68 / 6.68 / 6.68 | 350 / 350 / 350 | 50% / 50% / 50% | 1.25 / 1.25 / 1.25 |"
@@ -87,43 +90,55 @@ def test_table():
 
 
 def test_table_of_what_is_missing_or_wrong():
-    result = stored()
+    result = stored_prefill()
     result["rows"][0]["error"] = "AssertionError: out is wrong"
     for row in result["rows"][1:]:
         row |= {"peer_ms": None, "ratio": None}
     del result["rows"][2]
     result["peers"] = {}
-    text = render_readme.table(result, HASHES)
+    text = render_readme.prefill_table(result, HASHES)
     assert "| 128 | 2048 | 576 | failed / 6.68 / – | failed / 350 / – | failed / 50% / – | failed / – / – |" in text
     assert "Timed beside it" not in text
 
 
 def test_no_numbers_without_a_gpu():
-    assert render_readme.table(None, HASHES) == render_readme.NOT_MEASURED
-    assert render_readme.table(stored(gpu=None), HASHES) == render_readme.NOT_MEASURED
+    nothing = render_readme.NOT_MEASURED.format("prefill")
+    assert render_readme.prefill_table(None, HASHES) == nothing
+    assert render_readme.prefill_table(stored_prefill(gpu=None), HASHES) == nothing
 
 
 def test_readme_is_rendered_between_its_markers(tmp_path):
-    readme, result = tmp_path / "README.md", tmp_path / "prefill.json"
+    readme, results = tmp_path / "README.md", tmp_path / "results"
     readme.write_text((ROOT / "README.md").read_text())
     before, after = re.split(r"<!-- prefill table -->.*<!-- /prefill table -->", readme.read_text(), flags=re.S)
+    after = after.partition("<!-- decode table -->")[0]
+    nothing = render_readme.NOT_MEASURED.format("prefill")
 
-    render_readme.render(readme, result, HASHES)
-    assert render_readme.NOT_MEASURED in readme.read_text()
-    record.write(result, stored())
-    render_readme.render(readme, result, HASHES)
-    render_readme.render(readme, result, HASHES)
+    render_readme.render(readme, results, HASHES)
+    assert nothing in readme.read_text()
+    record.write(results / "prefill.json", stored_prefill())
+    render_readme.render(readme, results, HASHES)
+    render_readme.render(readme, results, HASHES)
     text = readme.read_text()
-    assert text.startswith(before) and text.endswith(after) and text.count("| 64 | 512 | 512 |") == 1
-    assert render_readme.NOT_MEASURED not in text and "Stale" not in text
-    render_readme.render(readme, result, {"sparse_mla_fwd": "other"})
+    assert text.startswith(before) and after in text and text.count("| 64 | 512 | 512 |") == 1
+    assert nothing not in text and "Stale" not in text
+    render_readme.render(readme, results, HASHES | {"sparse_mla_fwd": "other"})
     assert "**Stale**: the kernels' sources have changed since 36 of these 36 rows" in readme.read_text()
+
+
+def test_markers_of_the_readme():
+    assert render_readme.insert("no table", "decode", "x") == "no table"
+    text = "a\n<!-- decode table -->\nold\n<!-- /decode table -->\nb"
+    assert render_readme.insert(text, "decode", "x") == text.replace("old", "x")
+    for bad in ("<!-- decode table -->", "<!-- /decode table -->", text + text):
+        with pytest.raises(SystemExit, match="needs <!-- decode table --> and <!-- /decode table -->, once"):
+            render_readme.insert(bad, "decode", "x")
 
 
 def test_stale_rows(tmp_path):
     path = tmp_path / "prefill.json"
     assert check_stale.report([], HASHES) == ["nothing is stored under benchmarks/results"]
-    record.write(path, stored())
+    record.write(path, stored_prefill())
     assert check_stale.report([path], HASHES) == ["prefill.json: 0 of 36 rows are stale (measured at commit c0ffee)"]
     lines = check_stale.report([path], {"sparse_mla_fwd": "ba9876543210"})
     assert lines[0].startswith("prefill.json: 36 of 36 rows are stale") and len(lines) == 37
@@ -152,7 +167,6 @@ def test_benchmark_without_a_gpu(name, tmp_path):
     done = run(f"benchmarks/{name}.py", "--json", str(path), CUDA_VISIBLE_DEVICES="", DSA_EXT_COMMIT="c0ffee")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "times the CPU reference on a small shape" in done.stdout
-    assert name != "decode" or "There is no decode kernel yet" in done.stdout
     assert {p: p.stat().st_mtime_ns for p in results.glob("*")} == before
 
     result = record.read(path)
@@ -199,6 +213,13 @@ class NoPeer(peers.FlashMla):
         self._sparse_prefill = lambda q, kv, idx, scale, d_v, sink, length, out: dsa_ext.sparse_mla_fwd(
             q, kv, idx, scale, d_v=d_v
         )
+        plan = torch.zeros(3), torch.zeros(4)
+
+        def decode(q, cache, idx, length, sink, metadata, splits, extra, extra_idx, extra_length, d_v, scale, out):
+            assert (metadata is splits is None) or (metadata is plan[0] and splits is plan[1])
+            return *dsa_ext.sparse_mla_decode(q, cache.squeeze(2), idx, scale), *plan
+
+        self._sparse_decode = decode
 
 
 def test_peer_is_given_padded_heads():
@@ -209,15 +230,9 @@ def test_peer_is_given_padded_heads():
     assert [peers.FlashMla.heads(h) for h in (1, 64, 65, 128)] == [64, 64, 128, 128]
 
 
-def test_decode_is_the_same_work_without_a_batch():
-    inputs = make_inputs(SparseMlaFwdCase(batch=3, s_q=2, h_q=4, topk=20, s_kv=50))
-    batched = inputs.call(dsa_ext.sparse_mla_fwd)[0].flatten(0, 1)
-    assert torch.allclose(batched.float(), dsa_ext.sparse_mla_fwd(*decode.flat(inputs))[0].float(), atol=1e-2)
-
-
 def test_plot(tmp_path):
     pytest.importorskip("matplotlib")
-    prefill.Prefill().plot(stored(), tmp_path / "prefill.png")
+    prefill.Prefill().plot(stored_prefill(), tmp_path / "prefill.png")
     assert (tmp_path / "prefill.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -240,29 +255,21 @@ def on_cpu(monkeypatch):
 
     monkeypatch.setattr(timing, "in_turns", in_turns)
     monkeypatch.setattr(timing, "graph", lambda calls: lambda: [call() for call in calls])
-    monkeypatch.setattr(frame, "implementation", lambda *sizes: "reference")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
-    for bench in (prefill.Prefill, decode.Decode):
-        monkeypatch.setattr(bench, "device", "cpu")
-    monkeypatch.setattr(decode, "SEQUENCES", 4)
+    monkeypatch.setattr(frame.Benchmark, "device", "cpu")
 
 
-BENCHMARKS = pytest.mark.parametrize("bench", [prefill.Prefill(), decode.Decode()], ids=lambda b: b.name)
-
-
-@BENCHMARKS
-def test_row(bench, on_cpu):
-    row = frame._row(bench, bench.cpu_case, NoPeer(), MATMUL, seconds=1)
+def test_row(on_cpu):
+    bench = prefill.Prefill()
+    row = frame._row(bench, bench.cpu_case, NoPeer(), CEILINGS, seconds=1)
     assert row["error"] is None and "peer_error" not in row
-    calls = row.get("calls_a_graph", 1)
-    assert row["ms"] == row["peer_ms"] == 2.0 / calls and row["ratio"] == 1 and row["peer_heads"] == 64
-    assert calls == (2 if bench.name == "decode" else 1)
-    assert "ratio 1.000" in frame.line(row)
+    assert row["ms"] == row["peer_ms"] == 2.0 and row["ratio"] == 1 and row["peer_heads"] == 64
+    text = frame.line(bench, row)
+    assert "ratio 1.000" in text and "TB/s gathered" in text
     json.dumps(row)
 
 
-@BENCHMARKS
-def test_wrong_result_is_not_timed(bench, on_cpu, monkeypatch):
+def test_wrong_result_is_not_timed(on_cpu, monkeypatch):
     right = dsa_ext.sparse_mla_fwd
 
     def wrong(*arguments, **options):
@@ -270,19 +277,20 @@ def test_wrong_result_is_not_timed(bench, on_cpu, monkeypatch):
         return out * 1.1, max_logits, lse
 
     monkeypatch.setattr(dsa_ext, "sparse_mla_fwd", wrong)
-    row = frame._row(bench, bench.cpu_case, None, MATMUL, seconds=1)
+    bench = prefill.Prefill()
+    row = frame._row(bench, bench.cpu_case, None, CEILINGS, seconds=1)
     assert row["error"].startswith("AssertionError: out is wrong") and "ms" not in row
-    assert "FAILED" in frame.line(row)
+    assert "FAILED" in frame.line(bench, row)
 
 
 def test_peer_that_is_called_wrongly_is_not_timed(on_cpu):
-    peer = NoPeer()
+    peer, bench = NoPeer(), prefill.Prefill()
     right = peer._sparse_prefill
     peer._sparse_prefill = lambda q, *rest: right(q.flip(1), *rest)
-    row = frame._row(prefill.Prefill(), prefill.Prefill.cpu_case, peer, MATMUL, seconds=1)
+    row = frame._row(bench, bench.cpu_case, peer, CEILINGS, seconds=1)
     assert row["error"] is None and row["ms"] == 2.0
     assert row["peer_error"].startswith("its result differs from ours") and row["ratio"] is None
-    assert "peer: its result differs" in frame.line(row)
+    assert "peer: its result differs" in frame.line(bench, row)
 
 
 @pytest.mark.gpu
@@ -297,7 +305,7 @@ def test_times_on_the_gpu():
 
 
 @pytest.mark.gpu
-@BENCHMARKS
-def test_row_on_the_gpu(bench):
-    row = frame._row(bench, bench.cases()[0], peers.flash_mla()[0], MATMUL, seconds=0.05)
+def test_row_on_the_gpu():
+    bench = prefill.Prefill()
+    row = frame._row(bench, bench.cases()[0], peers.flash_mla()[0], CEILINGS, seconds=0.05)
     assert row["error"] is None and row["ms"] > 0 and row["path"].startswith("sm")

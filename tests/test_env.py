@@ -27,8 +27,9 @@ def python(*arguments, cwd, **environment):
 def test_report(tmp_path):
     run = python("-m", "dsa_ext", cwd=tmp_path, PYTHONPATH=str(PACKAGE.parent))
     assert run.returncode == 0, run.stdout + run.stderr
-    for text in (dsa_ext.__version__, torch.__version__, "sparse_mla_fwd on cpu: reference", "cpu, h_q 64: ok"):
-        assert text in run.stdout
+    assert dsa_ext.__version__ in run.stdout and torch.__version__ in run.stdout
+    for op in ("sparse_mla_fwd", "sparse_mla_decode"):
+        assert f"{op} on cpu: reference" in run.stdout and f"{op} on cpu, h_q 64: ok" in run.stdout
     assert torch.cuda.is_available() or "no CUDA device: " in run.stdout
     assert "FAILED" not in run.stdout and run.stderr == ""
 
@@ -37,7 +38,9 @@ def test_report(tmp_path):
 def test_report_of_the_gpu(capsys):
     assert report.main() == 0
     text = capsys.readouterr().out
-    assert torch.cuda.get_device_name(0) in text and "cuda:0, h_q 64: ok" in text
+    assert torch.cuda.get_device_name(0) in text
+    for op in ("sparse_mla_fwd", "sparse_mla_decode"):
+        assert f"{op} on cuda:0, h_q 64: ok" in text
 
 
 def slightly_wrong(*arguments, **options):
@@ -49,9 +52,22 @@ def raises(*arguments, **options):
     raise RuntimeError("no such device")
 
 
-@pytest.mark.parametrize("function", [slightly_wrong, raises])
-def test_report_fails_with_a_wrong_result(function, monkeypatch, capsys):
-    monkeypatch.setattr(dsa_ext, "sparse_mla_fwd", function)
+def slightly_wrong_decode(*arguments, **options):
+    out, lse = dsa_ext.reference.sparse_mla_decode(*arguments, **options)
+    return out, lse + 0.01
+
+
+@pytest.mark.parametrize(
+    "op, function",
+    [
+        ("sparse_mla_fwd", slightly_wrong),
+        ("sparse_mla_fwd", raises),
+        ("sparse_mla_decode", slightly_wrong_decode),
+        ("sparse_mla_decode", raises),
+    ],
+)
+def test_report_fails_with_a_wrong_result(op, function, monkeypatch, capsys):
+    monkeypatch.setattr(dsa_ext, op, function)
     assert report.main() == 1
     assert "FAILED" in capsys.readouterr().out
 
@@ -63,7 +79,8 @@ def test_build_info():
     assert info["version"] == dsa_ext.__version__ == declared
     assert set(info["archs"]) <= {"90a", "100a", "100f"}
     assert (info["cuda"] is None) == (info["cutlass"] is None) == (not info["archs"])
-    assert set(info["source_hash"]) == set(info["paths"]) == {"sparse_mla_fwd"}
+    assert set(info["source_hash"]) == {"kv_cache", "sparse_mla_decode", "sparse_mla_fwd"}
+    assert set(info["paths"]) == {"sparse_mla_decode", "sparse_mla_fwd"}
     assert all(re.fullmatch(r"[0-9a-f]{12}", h) for h in info["source_hash"].values())
     paths = info["paths"]["sparse_mla_fwd"]
     assert paths["cpu"] == "reference"
@@ -71,6 +88,11 @@ def test_build_info():
     if "90a" in info["archs"]:
         assert set(paths["sm_90"]) == {8, 16, 32, 64, 128}
         assert all(isinstance(name, str) and name.startswith("sm90") for name in paths["sm_90"].values())
+    decode = info["paths"]["sparse_mla_decode"]
+    assert decode["cpu"] == "reference" and set(decode) == set(paths)
+    for arch in set(decode) - {"cpu"}:
+        assert set(decode[arch]) == {"v32", "v4", "bf16"}
+        assert all(set(names) == {8, 16, 32, 64, 128} for names in decode[arch].values())
     info["paths"].clear()  # a copy of its own
     assert dsa_ext.build_info()["paths"]
 

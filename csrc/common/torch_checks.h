@@ -52,6 +52,7 @@ inline char const* name_of(ScalarType type) {
     case ScalarType::BFloat16: return "bfloat16";
     case ScalarType::Float: return "float32";
     case ScalarType::Int: return "int32";
+    case ScalarType::Byte: return "uint8";
     default: return "another dtype";
   }
 }

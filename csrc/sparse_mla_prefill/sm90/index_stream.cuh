@@ -11,6 +11,7 @@ struct TileKeys {
   int32_t const* idx;
   int length;
 
+  TileKeys() = default;
   __device__ __forceinline__ TileKeys(KernelParams const& p, Tile tile)
       : kv(static_cast<__nv_bfloat16 const*>(p.kv) + tile.batch * p.kv_stride_batch),
         idx(p.idx + tile.batch * p.idx_stride_batch + tile.token * p.idx_stride_token),

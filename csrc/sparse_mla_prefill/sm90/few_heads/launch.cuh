@@ -6,8 +6,9 @@
 
 namespace dsa::sm90::prefill_few_heads {
 
-template <class Config>
+template <int kDQk, int kHeads>
 cudaError_t launch(SparseMlaPrefillParams const& p, cudaStream_t stream) {
+  using Config = few_heads::Config<kDQk, kHeads, few_heads::kAllTiles>;
   return launch_tiles(sparse_mla_prefill_few_heads<Config>, kThreads, sizeof(typename Config::SharedStorage),
                       Config::kHeads, Config::kHeads, p, stream);
 }

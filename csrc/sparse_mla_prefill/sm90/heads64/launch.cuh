@@ -6,10 +6,10 @@
 
 namespace dsa::sm90::prefill_heads64 {
 
-template <class Config>
+template <int kDQk>
 cudaError_t launch(SparseMlaPrefillParams const& p, cudaStream_t stream) {
-  return launch_tiles(sparse_mla_prefill_heads64<Config>, kThreads, sizeof(typename Config::SharedStorage), kBlockH,
-                      kBlockH / 4, p, stream);
+  return launch_tiles(sparse_mla_prefill_heads64<Config<kDQk>>, kThreads, sizeof(typename Config<kDQk>::SharedStorage),
+                      heads64::kBlockH, heads64::kBlockH / 4, p, stream);
 }
 
 }  // namespace dsa::sm90::prefill_heads64

@@ -2,10 +2,15 @@
 #pragma once
 
 #include "arch/sm90/gather.cuh"
-#include "config.h"
+#include "attention/sm90/heads64/config.h"
 #include "sparse_mla_prefill/sm90/index_stream.cuh"
 
 namespace dsa::sm90::prefill_heads64 {
+
+using heads64::kHalfTiles, heads64::kLeft, heads64::kRight;
+// 128 threads' copies, and with the left half 4 warps' parts of the valid bits.
+template <int kDQk>
+using Config = heads64::Config<kDQk, 128 + 4, 128>;
 
 template <class Config>
 struct Producer {

@@ -6,13 +6,11 @@
 namespace dsa::sm90 {
 namespace prefill_few_heads {
 template <int kDQk, int kHeads>
-struct Config;
-template <class Config>
 cudaError_t launch(SparseMlaPrefillParams const&, cudaStream_t);
-extern template cudaError_t launch<Config<576, 8>>(SparseMlaPrefillParams const&, cudaStream_t);
-extern template cudaError_t launch<Config<576, 16>>(SparseMlaPrefillParams const&, cudaStream_t);
-extern template cudaError_t launch<Config<512, 8>>(SparseMlaPrefillParams const&, cudaStream_t);
-extern template cudaError_t launch<Config<512, 16>>(SparseMlaPrefillParams const&, cudaStream_t);
+extern template cudaError_t launch<576, 8>(SparseMlaPrefillParams const&, cudaStream_t);
+extern template cudaError_t launch<576, 16>(SparseMlaPrefillParams const&, cudaStream_t);
+extern template cudaError_t launch<512, 8>(SparseMlaPrefillParams const&, cudaStream_t);
+extern template cudaError_t launch<512, 16>(SparseMlaPrefillParams const&, cudaStream_t);
 
 char const* why_unsupported(SparseMlaPrefillParams const& p) {
   if (p.d_qk != 576 && p.d_qk != 512) return "d_qk is neither 576 nor 512";
@@ -23,7 +21,7 @@ char const* why_unsupported(SparseMlaPrefillParams const& p) {
 
 template <int kDQk>
 cudaError_t run_d(SparseMlaPrefillParams const& p, cudaStream_t s) {
-  return p.h_q <= 8 ? launch<Config<kDQk, 8>>(p, s) : launch<Config<kDQk, 16>>(p, s);
+  return p.h_q <= 8 ? launch<kDQk, 8>(p, s) : launch<kDQk, 16>(p, s);
 }
 
 int run(SparseMlaPrefillParams const& p, void* stream) {

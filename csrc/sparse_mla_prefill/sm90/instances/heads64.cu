@@ -6,11 +6,9 @@
 namespace dsa::sm90 {
 namespace prefill_heads64 {
 template <int kDQk>
-struct Config;
-template <class Config>
 cudaError_t launch(SparseMlaPrefillParams const&, cudaStream_t);
-extern template cudaError_t launch<Config<576>>(SparseMlaPrefillParams const&, cudaStream_t);
-extern template cudaError_t launch<Config<512>>(SparseMlaPrefillParams const&, cudaStream_t);
+extern template cudaError_t launch<576>(SparseMlaPrefillParams const&, cudaStream_t);
+extern template cudaError_t launch<512>(SparseMlaPrefillParams const&, cudaStream_t);
 
 char const* why_unsupported(SparseMlaPrefillParams const& p) {
   if (p.d_qk != 576 && p.d_qk != 512) return "d_qk is neither 576 nor 512";
@@ -20,7 +18,7 @@ char const* why_unsupported(SparseMlaPrefillParams const& p) {
 
 int run(SparseMlaPrefillParams const& p, void* stream) {
   auto const s = static_cast<cudaStream_t>(stream);
-  return p.d_qk == 576 ? launch<Config<576>>(p, s) : launch<Config<512>>(p, s);
+  return p.d_qk == 576 ? launch<576>(p, s) : launch<512>(p, s);
 }
 }  // namespace prefill_heads64
 

@@ -1,5 +1,5 @@
 #include "sparse_mla_prefill/sm90/heads64/launch.cuh"
 
 namespace dsa::sm90::prefill_heads64 {
-template cudaError_t launch<Config<576>>(SparseMlaPrefillParams const&, cudaStream_t);
+template cudaError_t launch<576>(SparseMlaPrefillParams const&, cudaStream_t);
 }

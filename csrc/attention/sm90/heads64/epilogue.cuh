@@ -7,7 +7,7 @@
 #include "softmax.cuh"
 #include "store_rows.cuh"
 
-namespace dsa::sm90::prefill_heads64 {
+namespace dsa::sm90::heads64 {
 
 // Waits for the other consumer's sums; afterwards stats.sum and stats.top are the rows' own.
 template <class Shared>
@@ -37,23 +37,9 @@ __device__ __forceinline__ void combine_stats(RowStats& stats, Shared& smem, int
 // Starts to write a warp's 16 heads of this consumer's value columns. They go through the odd key buffer, which the
 // last values have left and this consumer has not yet released: stores from registers would queue behind the next
 // tile's gather. All warps have met in combine_stats, so none still multiplies from that buffer.
-template <class Shared, class TensorO>
-__device__ __forceinline__ void write_tile(KernelParams const& params, CUtensorMap const& out_map, Tile const tile,
-                                           RowStats const& stats, TensorO const& rO, Shared& smem, int me, int lane,
-                                           int warp) {
-  float scale[2];
-  CUTE_UNROLL
-  for (int r = 0; r < 2; ++r) {
-    int const head = tile.head + warp * 16 + r * 8 + lane / 4;
-    bool const inside = head < params.h_q;
-    float const sink = params.attn_sink != nullptr && inside ? params.attn_sink[head] : negative_infinity();
-    scale[r] = output_scale(stats.sum[r], stats.reference[r], sink);
-    if (me == kOdd && inside && lane % 4 == 0) {
-      int64_t const row = (int64_t(tile.batch) * params.s_q + tile.token) * params.h_q + head;
-      params.max_logits[row] = stats.top[r] * params.scale;
-      params.lse[row] = natural_lse(stats.sum[r], stats.reference[r]);
-    }
-  }
+template <class Shared, class Tile, class TensorO>
+__device__ __forceinline__ void write_whole(CUtensorMap const& out_map, Tile const& tile, float const (&scale)[2],
+                                            TensorO const& rO, Shared& smem, int me, int lane, int warp) {
   bf16* const staged = smem.k[1] + me * kHalfTiles * kTileElements;
   CUTE_UNROLL
   for (int t = 0; t < kHalfTiles; ++t) {
@@ -76,4 +62,35 @@ __device__ __forceinline__ void write_tile(KernelParams const& params, CUtensorM
   }
 }
 
-}  // namespace dsa::sm90::prefill_heads64
+// A part of a query: fp32, for a kernel that adds up the parts.
+template <class TensorO>
+__device__ __forceinline__ void write_part(float* const (&rows)[2], float const (&scale)[2], TensorO const& rO, int me,
+                                           int lane) {
+  CUTE_UNROLL
+  for (int i = 0; i < size(rO); i += 2) {
+    int const r = fragment_row(i), column = me * kHalfV + i / 4 * 8 + lane % 4 * 2;
+    *reinterpret_cast<float2*>(rows[r] + column) = make_float2(rO(i) * scale[r], rO(i + 1) * scale[r]);
+  }
+}
+
+template <class Work, class Shared, class Tile, class TensorO>
+__device__ __forceinline__ void write_tile(typename Work::Params const& params, CUtensorMap const& out_map,
+                                           Tile const& tile, RowStats const& stats, TensorO const& rO, Shared& smem,
+                                           int me, int lane, int warp) {
+  float scale[2];
+  CUTE_UNROLL
+  for (int r = 0; r < 2; ++r) {
+    int const head = tile.head + warp * 16 + r * 8 + lane / 4;
+    scale[r] = Work::output_scale(params, tile, head, stats.sum[r], stats.reference[r]);
+    if (me == kOdd && head < params.h_q && lane % 4 == 0)
+      Work::write_stats(params, tile, head, stats.sum[r], stats.reference[r], stats.top[r]);
+  }
+  if (Work::is_whole(tile)) {
+    write_whole(out_map, tile, scale, rO, smem, me, lane, warp);
+  } else {
+    int const row = warp * 16 + lane / 4;
+    write_part({Work::partial(params, tile, row), Work::partial(params, tile, row + 8)}, scale, rO, me, lane);
+  }
+}
+
+}  // namespace dsa::sm90::heads64

@@ -4,7 +4,7 @@
 #include "attention/softmax_math.cuh"
 #include "config.h"
 
-namespace dsa::sm90::prefill_heads64 {
+namespace dsa::sm90::heads64 {
 
 // An accumulator fragment's element i belongs to row i / 2 % 2 of the thread's two, in every wgmma accumulator.
 CUTE_HOST_DEVICE constexpr int fragment_row(int i) { return i / 2 % 2; }
@@ -102,4 +102,4 @@ __device__ __forceinline__ void mask_scores(TensorS& rS, uint64_t valid, int lan
   }
 }
 
-}  // namespace dsa::sm90::prefill_heads64
+}  // namespace dsa::sm90::heads64

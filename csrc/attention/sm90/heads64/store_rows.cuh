@@ -3,7 +3,7 @@
 
 #include "config.h"
 
-namespace dsa::sm90::prefill_heads64 {
+namespace dsa::sm90::heads64 {
 
 // Writes a warp's 16 rows of a 64 x 64 accumulator, as bf16 pairs, to a swizzled tile.
 template <class TensorPacked>
@@ -19,4 +19,4 @@ __device__ __forceinline__ void store_rows(TensorPacked const& packed, bf16* til
   }
 }
 
-}  // namespace dsa::sm90::prefill_heads64
+}  // namespace dsa::sm90::heads64

@@ -1,4 +1,23 @@
-// What the two consumer warpgroups share: their products, and waiting for key halves.
+// Attention on Hopper, 64 heads of one query a tile: what the two consumer warpgroups share.
+//
+//   producer   | K0 left | K0 right | K1 left | K1 right | K2 left ...          one barrier a half of a key block
+//   even       |    S0 = Q K0^T    | softmax0 | O[:, :256] += P0 V0 | ... += P1 V1 |  S2 = Q K2^T  |
+//   odd        |         | S1 = Q K1^T |  O[:, 256:] += P0 V0 | softmax1 | O += P1 V1 |  S3 ...
+//
+// Each consumer scores every other block and adds both blocks to its half of the value columns; the probabilities of
+// the other's block come through shared memory. The tensor cores always have work queued: while the even consumer is
+// in its softmax the odd one's scores run, and the odd softmax is covered by both consumers' P0 V0. Neither rescales O
+// as a rule (attention/softmax_math.cuh), so nothing between two products waits for registers to settle.
+//
+// Q of the next tile is fetched once the last scores are done, and the next tile's first scores run while this one is
+// written out.
+//
+// Work is the op's:
+//   Work(params), done(), advance()   the CTA's tiles, one after the other
+//   tile()                            the current one: batch, token, head (the first of 64)
+//   pairs()                           of its key blocks, at least 1
+//   output_scale, write_stats         what a head's outputs are multiplied by; lse
+//   is_whole, partial                 whether a tile is all of its query, or where its part goes
 #pragma once
 
 #include <cute/arch/copy_sm90_tma.hpp>
@@ -8,16 +27,18 @@
 #include "epilogue.cuh"
 #include "softmax.cuh"
 
-namespace dsa::sm90::prefill_heads64 {
+namespace dsa::sm90::heads64 {
 
-template <class Config>
+template <class Config, class Work_>
 struct Consumer {
+  using Work = Work_;
+  using Params = typename Work::Params;
   using Shared = typename Config::SharedStorage;
   using FragO = decltype(partition_fragment_C(MmaPV{}, Shape<Int<kBlockH>, Int<kHalfV>>{}));
   using FragS = decltype(partition_fragment_C(MmaQK{}, Shape<Int<kBlockH>, Int<kBlockK>>{}));
   using FragP = decltype(make_tensor<bf16>(partition_shape_A(MmaPV{}, Shape<Int<kBlockH>, Int<kBlockK>>{})));
 
-  KernelParams const& params;
+  Params const& params;
   TensorMaps const& maps;
   Shared& smem;
   int const thread, warp, lane;
@@ -29,7 +50,7 @@ struct Consumer {
   uint32_t phase = 0;    // of the full barriers
   uint32_t q_phase = 0;  // of q_full
 
-  __device__ __forceinline__ Consumer(KernelParams const& params, TensorMaps const& maps, Shared& smem)
+  __device__ __forceinline__ Consumer(Params const& params, TensorMaps const& maps, Shared& smem)
       : params(params),
         maps(maps),
         smem(smem),
@@ -39,7 +60,8 @@ struct Consumer {
         scale_log2(params.scale * kLog2e) {}
 
   // Q of one tile, by one thread. Heads past the last read as zero.
-  __device__ __forceinline__ void load_q(Tile const tile) {
+  template <class Tile>
+  __device__ __forceinline__ void load_q(Tile const& tile) {
     smem.q_full.arrive_and_expect_tx(Config::kQBytes);
     CUTE_UNROLL
     for (int t = 0; t < Config::kTiles; ++t)
@@ -49,7 +71,8 @@ struct Consumer {
   }
 
   // There is no room for two tiles of Q: the next one waits in L2.
-  __device__ __forceinline__ void prefetch_q(Tile const tile) {
+  template <class Tile>
+  __device__ __forceinline__ void prefetch_q(Tile const& tile) {
     CUTE_UNROLL
     for (int t = 0; t < Config::kTiles; ++t)
       SM90_TMA_LOAD_4D::PREFETCH::copy(&maps.q, t * kTileCols, tile.head, tile.token, tile.batch);
@@ -126,4 +149,4 @@ struct Consumer {
   }
 };
 
-}  // namespace dsa::sm90::prefill_heads64
+}  // namespace dsa::sm90::heads64

@@ -4,7 +4,7 @@
 #include "attention/softmax_math.cuh"
 #include "config.h"
 
-namespace dsa::sm90::prefill_few_heads {
+namespace dsa::sm90::few_heads {
 
 // Element i of a wgmma accumulator: of the thread's two rows and of its columns lane % 4 * 2 + {0, 1} + 8 {0, 1, ...}.
 CUTE_HOST_DEVICE constexpr int fragment_row(int i) { return i / 2 % 2; }
@@ -118,4 +118,4 @@ __device__ __forceinline__ void store_transposed(TensorPacked const& packed, bf1
   }
 }
 
-}  // namespace dsa::sm90::prefill_few_heads
+}  // namespace dsa::sm90::few_heads

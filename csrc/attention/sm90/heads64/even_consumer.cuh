@@ -3,30 +3,32 @@
 
 #include "consumer.cuh"
 
-namespace dsa::sm90::prefill_heads64 {
+namespace dsa::sm90::heads64 {
 
-template <class Config>
-struct EvenConsumer : Consumer<Config> {
-  using Base = Consumer<Config>;
+template <class Config, class Work>
+struct EvenConsumer : Consumer<Config, Work> {
+  using Base = Consumer<Config, Work>;
   using Base::Base, Base::lane, Base::params, Base::phase, Base::rO, Base::rP, Base::rS, Base::smem, Base::stats,
       Base::warp;
 
   __device__ __forceinline__ void run() {
-    if (this->thread == 0) this->load_q(params.tile(blockIdx.x));
+    Work work(params);
+    if (work.done()) return;
+    if (this->thread == 0) this->load_q(work.tile());
     this->wait_q();
     this->wait_keys(0, kLeft);
     this->template issue_scores<kLeft>(0);
     this->wait_keys(0, kRight);
     this->template issue_scores<kRight>(0);
 
-    for (int64_t i = blockIdx.x;;) {
-      Tile const tile = params.tile(i);
-      int const pairs = params.pairs(params.length(tile));
-      i += gridDim.x;
-      bool const another_tile = i < params.tiles;
+    for (;;) {
+      auto const tile = work.tile();
+      int const pairs = work.pairs();
+      work.advance();
+      bool const another_tile = !work.done();
 
       this->begin_tile();
-      if (another_tile && this->thread == 0) this->prefetch_q(params.tile(i));
+      if (another_tile && this->thread == 0) this->prefetch_q(work.tile());
 #pragma unroll 1
       for (int pair = 1; pair < pairs; ++pair) {
         add_pair([] {});
@@ -37,10 +39,10 @@ struct EvenConsumer : Consumer<Config> {
         this->template issue_scores<kRight>(0);
       }
       add_pair([&] {
-        if (another_tile && this->thread == 0) this->load_q(params.tile(i));
+        if (another_tile && this->thread == 0) this->load_q(work.tile());
       });
       combine_stats(stats, smem, kEven, lane, warp);
-      write_tile(params, this->maps.out, tile, stats, rO, smem, kEven, lane, warp);
+      write_tile<Work>(params, this->maps.out, tile, stats, rO, smem, kEven, lane, warp);
       // The next tile's first scores run while this one is written out; after the last tile, scores of nothing.
       if (another_tile) {
         this->wait_q();
@@ -85,4 +87,4 @@ struct EvenConsumer : Consumer<Config> {
   }
 };
 
-}  // namespace dsa::sm90::prefill_heads64
+}  // namespace dsa::sm90::heads64

@@ -1,28 +1,14 @@
-// Tiles, shared memory and barriers of the 64-head sparse prefill kernel on Hopper. kernel.cuh draws the pipeline.
+// Tiles, shared memory and barriers of the attention kernels on Hopper for 64 heads a tile. consumer.cuh draws the
+// pipeline.
 #pragma once
 
-#include <cutlass/arch/barrier.h>
+#include "attention/sm90/tiles.h"
 
-#include <cute/tensor.hpp>
+namespace dsa::sm90::heads64 {
 
-#include "sparse_mla_prefill/sm90/work.h"
-
-namespace dsa::sm90::prefill_heads64 {
-
-using namespace cute;
-using bf16 = cutlass::bfloat16_t;
-using Barrier = cutlass::arch::ClusterTransactionBarrier;
-
-constexpr int kBlockH = 64;    // heads a tile: rows of both products
-constexpr int kTileCols = 64;  // columns of one 128-byte swizzled tile
-constexpr int kDV = 512;
+constexpr int kBlockH = 64;                     // heads a tile: rows of both products
 constexpr int kHalfV = kDV / 2;                 // value columns that one consumer accumulates
 constexpr int kHalfTiles = kHalfV / kTileCols;  // their tiles
-
-// Two consumer warpgroups and a producer. Registers: 2 * 216 + 72 = 504 of 512 a lane of three warpgroups.
-constexpr int kThreads = 384;
-constexpr int kConsumerRegisters = 216;
-constexpr int kProducerRegisters = 72;
 
 // Which consumer does what. Key blocks come in pairs, one per consumer for Q K^T; each adds both blocks of the pair to
 // its own half of the value columns.
@@ -33,7 +19,6 @@ enum : int { kEven = 0, kOdd = 1 };
 enum : int { kLeft = 0, kRight = 1 };
 
 using TileLayout = decltype(tile_to_shape(GMMA::Layout_K_SW128_Atom<bf16>{}, Shape<_64, _64>{}));
-constexpr int kTileElements = cosize_v<TileLayout>;
 // Adjacent tiles as one operand of Q K^T.
 template <int kCols>
 using ScoreLayout = decltype(tile_to_shape(GMMA::Layout_K_SW128_Atom<bf16>{}, Shape<_64, Int<kCols>>{}));
@@ -45,10 +30,12 @@ using MmaQK = decltype(make_tiled_mma(SM90_64x64x16_F32BF16BF16_SS<GMMA::Major::
 using MmaPV = decltype(make_tiled_mma(SM90_64x256x16_F32BF16BF16_RS<GMMA::Major::K, GMMA::Major::MN>{}));
 using MmaPVShared = decltype(make_tiled_mma(SM90_64x256x16_F32BF16BF16_SS<GMMA::Major::K, GMMA::Major::MN>{}));
 
-template <int kDQk_>
+// kLeftArrivals, kRightArrivals: a producer's on a full barrier, for a half of a block.
+template <int kDQk_, int kLeftArrivals_, int kRightArrivals_>
 struct Config {
   static_assert(kDQk_ == 576 || kDQk_ == 512);
   static constexpr int kDQk = kDQk_;
+  static constexpr int kLeftArrivals = kLeftArrivals_, kRightArrivals = kRightArrivals_;
   static constexpr int kTiles = kDQk / kTileCols;
   static constexpr uint32_t kQBytes = kBlockH * kDQk * sizeof(bf16);
   // Two key blocks and Q leave room for one tile of probabilities. With d_qk 576 the even block's go where its rope
@@ -65,8 +52,8 @@ struct Config {
     uint64_t valid[2];            // bit i: key i of the block counts
     // barrier        arrives                                     waits
     // q_full         TMA (one thread + bytes)                    both consumers, before a tile's first Q K^T
-    // full[b][h]     128 producer threads' copies, and for kLeft the consumer of block b (scores)
-    //                4 warps that wrote their part of valid[b]
+    // full[b][h]     producer, with the half's keys, for kLeft   the consumer of block b (scores)
+    //                with valid[b] too
     // empty[b][h]    4 warps of consumer h, after P V            the producer
     Barrier q_full, full[2][2], empty[2][2];
 
@@ -79,6 +66,17 @@ struct Config {
     __device__ bf16* odd_p() { return p[0]; }
   };
   static_assert(sizeof(SharedStorage) <= 227 * 1024);
+
+  // By one thread, before __syncthreads.
+  static __device__ __forceinline__ void init_barriers(SharedStorage& smem) {
+    smem.q_full.init(1);
+    for (int buffer = 0; buffer < 2; ++buffer) {
+      smem.full[buffer][kLeft].init(kLeftArrivals);
+      smem.full[buffer][kRight].init(kRightArrivals);
+      for (Barrier& b : smem.empty[buffer]) b.init(4);
+    }
+    cutlass::arch::fence_barrier_init();
+  }
 };
 
 // Named barriers (hardware barrier 0 is __syncthreads'), with the threads that take part.
@@ -89,4 +87,4 @@ enum NamedBarrier : uint32_t {
   kStatsReady = 4,  // 256: both wait; sums and maxima of a finished tile, whose products are all done
 };
 
-}  // namespace dsa::sm90::prefill_heads64
+}  // namespace dsa::sm90::heads64

@@ -3,18 +3,18 @@
 
 #include "consumer.cuh"
 
-namespace dsa::sm90::prefill_heads64 {
+namespace dsa::sm90::heads64 {
 
-template <class Config>
-struct OddConsumer : Consumer<Config> {
-  using Base = Consumer<Config>;
+template <class Config, class Work>
+struct OddConsumer : Consumer<Config, Work> {
+  using Base = Consumer<Config, Work>;
   using Base::Base, Base::lane, Base::params, Base::phase, Base::rO, Base::rP, Base::rS, Base::smem, Base::stats,
       Base::warp;
 
   __device__ __forceinline__ void run() {
-    for (int64_t i = blockIdx.x; i < params.tiles; i += gridDim.x) {
-      Tile const tile = params.tile(i);
-      int const pairs = params.pairs(params.length(tile));
+    for (Work work(params); !work.done(); work.advance()) {
+      auto const tile = work.tile();
+      int const pairs = work.pairs();
       this->begin_tile();
       this->wait_q();
 #pragma unroll 1
@@ -23,7 +23,7 @@ struct OddConsumer : Consumer<Config> {
         if (pair < pairs) this->release(1, kRight);
       }
       combine_stats(stats, smem, kOdd, lane, warp);
-      write_tile(params, this->maps.out, tile, stats, rO, smem, kOdd, lane, warp);
+      write_tile<Work>(params, this->maps.out, tile, stats, rO, smem, kOdd, lane, warp);
       this->release_staged(kRight);
     }
   }
@@ -58,4 +58,4 @@ struct OddConsumer : Consumer<Config> {
   }
 };
 
-}  // namespace dsa::sm90::prefill_heads64
+}  // namespace dsa::sm90::heads64

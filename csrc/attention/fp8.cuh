@@ -1,0 +1,48 @@
+// e4m3 codes to bf16.
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_fp8.h>
+
+#include <cstdint>
+
+namespace dsa {
+
+// Whether code * scale can be had from the codes' bits: then scale is a power of two, and 2^120 * scale is a bf16.
+__device__ __forceinline__ bool scale_is_simple(float scale) {
+  uint32_t const bits = __float_as_uint(scale), exponent = bits >> 23;
+  return (bits & 0x807fffff) == 0 && exponent >= 1 && exponent <= 134;
+}
+
+// Four codes, low byte first, times a simple scale. Sign, exponent and mantissa of a code, moved to where a bf16 has
+// its own, are the code's value times 2^-120, subnormals included; one exact product gives the rest. A NaN code (0x7f,
+// 0xff) counts as 480.
+__device__ __forceinline__ uint2 dequantise_simple(uint32_t codes, uint32_t factor) {
+  uint32_t const lo = __byte_perm(codes, 0, 0x1404), hi = __byte_perm(codes, 0, 0x3424);  // codes to the upper bytes
+  uint2 out;
+  out.x = (lo & 0x80008000) | (lo >> 4 & 0x07f007f0);
+  out.y = (hi & 0x80008000) | (hi >> 4 & 0x07f007f0);
+  asm("mul.rn.bf16x2 %0, %0, %1;" : "+r"(out.x) : "r"(factor));
+  asm("mul.rn.bf16x2 %0, %0, %1;" : "+r"(out.y) : "r"(factor));
+  return out;
+}
+// 2^120 * scale, twice.
+__device__ __forceinline__ uint32_t simple_factor(float scale) {
+  uint32_t const bf16 = ((__float_as_uint(scale) >> 23) + 120) << 7;
+  return bf16 | bf16 << 16;
+}
+
+// The same for any scale: the product in fp32, rounded to bf16.
+__device__ __forceinline__ uint2 dequantise(uint32_t codes, float scale) {
+  uint32_t out[2];
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    __half2_raw const h = __nv_cvt_fp8x2_to_halfraw2(__nv_fp8x2_storage_t(codes >> 16 * i & 0xffff), __NV_E4M3);
+    float2 const f = __half22float2(__half2(h));
+    __nv_bfloat162 const b = __floats2bfloat162_rn(f.x * scale, f.y * scale);
+    out[i] = reinterpret_cast<uint32_t const&>(b);
+  }
+  return {out[0], out[1]};
+}
+
+}  // namespace dsa

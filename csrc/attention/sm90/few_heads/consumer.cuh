@@ -1,0 +1,282 @@
+// Attention for up to 16 heads on Hopper: keys are the rows of the products and heads their columns, so that nothing is
+// padded to 64 heads.
+//
+//   producer     | block of 0 | block of 1 | block of 0 | ...                fills the two consumers' key tiles
+//   consumer 0   |   S^T = K Q^T | softmax | O^T += V^T P^T |   S^T ...                 of one query
+//   consumer 1          |   S^T = K Q^T | softmax | O^T += V^T P^T | ... | write out |  of another
+//
+// What fills the tiles bounds these kernels; the consumers' only task is to give tiles back soon. Each works on a query
+// of its own, so that one's end is covered by the other's blocks. The four warps of a consumer hold different keys of
+// the same heads: they share one reference a head, which moves rarely (attention/softmax_math.cuh), and learn of a move
+// with the barrier that they need for the probabilities anyway.
+//
+// Work is the op's:
+//   Work(params, consumer), done(), advance()   the consumer's queries, one after the other
+//   tile()                                      the current one: batch, token, head (the first of kHeads)
+//   blocks()                                    of its keys, at least 1
+//   output_scale, write_stats                   what a head's outputs are multiplied by; lse
+//   is_whole, partial                           whether a tile is all of its query, or where its part goes
+#pragma once
+
+#include <cute/arch/copy_sm90_tma.hpp>
+
+#include "arch/sm90/mma.cuh"
+#include "config.h"
+#include "softmax.cuh"
+
+namespace dsa::sm90::few_heads {
+
+template <class Config, class Work>
+struct Consumer {
+  static constexpr int kHeads = Config::kHeads, kMine = kHeads / 4;
+  using Params = typename Work::Params;
+  using Shared = typename Config::SharedStorage;
+  using Frag = decltype(partition_fragment_C(typename Config::MmaKQ{}, Shape<_64, Int<kHeads>>{}));
+
+  Params const& params;
+  TensorMaps const& maps;
+  Shared& smem;
+  int const me, thread, warp, lane;
+  float const scale_log2;
+  Frag rO[kValueTiles];  // of O^T, 64 value columns each
+  HeadStats<kHeads> stats;
+  uint32_t block = 0;  // of this consumer, since the kernel's start
+  uint32_t q_phase = 0;
+
+  __device__ __forceinline__ Consumer(Params const& params, TensorMaps const& maps, Shared& smem, int me)
+      : params(params),
+        maps(maps),
+        smem(smem),
+        me(me),
+        thread(threadIdx.x % 128),
+        warp(threadIdx.x % 128 / 32),
+        lane(threadIdx.x % 32),
+        scale_log2(params.scale * kLog2e) {}
+
+  __device__ __forceinline__ void run() {
+    Work work(params, me);
+    if (work.done()) return;
+    if (thread == 0) load_q(work.tile());
+    while (!work.done()) {
+      auto const tile = work.tile();
+      int const blocks = work.blocks();
+      work.advance();
+      stats.reset();
+      CUTE_UNROLL
+      for (int m = 0; m < kValueTiles; ++m) clear(rO[m]);
+      smem.q_full[me].wait(q_phase);
+      q_phase ^= 1;
+#pragma unroll 1
+      for (int b = 1; b < blocks; ++b) {
+        add_block(false, [] {});
+        ++block;
+      }
+      add_block(true, [&] {
+        if (thread == 0 && !work.done()) load_q(work.tile());
+      });
+      finish_query(tile);
+      ++block;
+    }
+  }
+
+ private:
+  // Heads past the last read as zero.
+  template <class Tile>
+  __device__ __forceinline__ void load_q(Tile const& tile) {
+    smem.q_full[me].arrive_and_expect_tx(Config::kQBytes);
+    CUTE_UNROLL
+    for (int t = 0; t < Config::kTiles; ++t)
+      SM90_TMA_LOAD_4D::copy(&maps.q, reinterpret_cast<uint64_t*>(&smem.q_full[me]),
+                             static_cast<uint64_t>(TMA::CacheHintSm90::EVICT_FIRST),
+                             smem.q[me] + t * Config::kQTileElements, t * kTileCols, tile.head, tile.token, tile.batch);
+  }
+
+  __device__ __forceinline__ bf16* key_tile(int position) const {
+    return smem.tile[me][Shared::buffer(position, block)];
+  }
+  __device__ __forceinline__ bf16* probabilities() const { return smem.p[me][block % 2]; }
+
+  __device__ __forceinline__ void wait_group(int g) {
+    smem.full[me][Shared::barrier(g, block)].wait(Shared::phase(g, block));
+    cutlass::arch::fence_view_async_shared();  // the copies are generic writes
+  }
+  __device__ __forceinline__ void release_group(int g) {
+    __syncwarp();  // all lanes have read what they need
+    if (lane == 0) smem.empty[me][Shared::barrier(g, block)].arrive();
+  }
+
+  // O^T += V^T P^T of this consumer's next block. Of a query's last one a group of tiles is kept for finish_query.
+  // q_is_free: called when nobody reads Q for this block any more.
+  template <class F>
+  __device__ __forceinline__ void add_block(bool last, F const& q_is_free) {
+    Frag rS;
+    warpgroup_fence_operand(rS);
+    CUTE_UNROLL
+    for (int g = 0; g < Config::kGroups; ++g) {
+      wait_group(g);
+      warpgroup_arrive();
+      CUTE_UNROLL
+      for (int p = Config::group_begin(g); p < Config::group_end(g); ++p)
+        mma_ss(typename Config::MmaKQ{}, make_tensor(make_smem_ptr(opaque(key_tile(p))), KeyLayout{}),
+               make_tensor(make_smem_ptr(opaque(smem.q[me] + Config::column_tile(p) * Config::kQTileElements)),
+                           typename Config::HeadLayout{}),
+               rS, thread, p == 0);
+      warpgroup_commit_batch();
+    }
+    uint64_t const valid = smem.valid[me][block % 2];
+    warpgroup_wait<0>();
+    warpgroup_fence_operand(rS);
+
+    mask_scores(rS, valid, lane, warp);
+    auto packed = make_tensor<uint32_t>(Int<size(Frag{}) / 2>{});
+    stats.exponentiate(rS, packed, scale_log2);
+    store_transposed(packed, probabilities(), lane, warp);
+    cutlass::arch::fence_view_async_shared();
+    bool const exceeds = __any_sync(~0u, stats.exceeds(rS, scale_log2));
+    if (lane == 0) smem.exceeds[me][block % 2][warp] = exceeds;
+    meet();
+    q_is_free();
+    // Neither rescales O as a rule (attention/softmax_math.cuh).
+    if (reinterpret_cast<uint32_t const&>(smem.exceeds[me][block % 2]) != 0) move_references(rS);
+
+    CUTE_UNROLL
+    for (int m = 0; m < kValueTiles; ++m) warpgroup_fence_operand(rO[m]);
+    warpgroup_arrive();
+    CUTE_UNROLL
+    for (int i = 0; i < Config::kGroups; ++i) {
+      int const g = Config::value_group(i);
+      CUTE_UNROLL
+      for (int p = Config::group_begin(g); p < Config::group_end(g); ++p)
+        if (Config::is_value(p))
+          mma_ss(typename Config::MmaVP{}, make_tensor(make_smem_ptr(opaque(key_tile(p))), ValueLayout{}),
+                 make_tensor(make_smem_ptr(opaque(probabilities())), typename Config::HeadLayout{}),
+                 rO[Config::column_tile(p)], thread, false);
+      warpgroup_commit_batch();
+    }
+    stats.add(rS, scale_log2);  // while the products run
+    for_each(make_seq<Config::kGroups>{}, [&](auto i) {
+      warpgroup_wait<Config::kGroups - 1 - i>();
+      if (!last || i < Config::kGroups - 1) release_group(Config::value_group(i));
+    });
+    CUTE_UNROLL
+    for (int m = 0; m < kValueTiles; ++m) warpgroup_fence_operand(rO[m]);
+  }
+
+  // All warps of this consumer are here.
+  __device__ __forceinline__ void meet() { cutlass::arch::NamedBarrier::arrive_and_wait(128, kConsumerBarrier + me); }
+
+  // Some head's scores exceed its reference: the block's maxima over all warps, new references, new probabilities.
+  __device__ __forceinline__ void move_references(Frag const& rS) {
+    float block_top[kMine], factor[kMine];
+    CUTE_UNROLL
+    for (int h = 0; h < kMine; ++h) block_top[h] = negative_infinity();
+    CUTE_UNROLL
+    for (int i = 0; i < size(rS); ++i) block_top[fragment_head(i)] = fmaxf(block_top[fragment_head(i)], rS(i));
+    auto const larger = [](float a, float b) { return fmaxf(a, b); };
+    reduce_over_keys(block_top, larger);
+    if (lane < 4) put_heads(smem.top[me][warp], block_top, lane);
+    meet();
+    CUTE_UNROLL
+    for (int w = 0; w < 4; ++w) {
+      float theirs[kMine];
+      get_heads(smem.top[me][w], theirs, lane);
+      CUTE_UNROLL
+      for (int h = 0; h < kMine; ++h) block_top[h] = fmaxf(block_top[h], theirs[h]);
+    }
+    stats.move(block_top, scale_log2, factor);
+    CUTE_UNROLL
+    for (int m = 0; m < kValueTiles; ++m) {
+      CUTE_UNROLL
+      for (int i = 0; i < size(rO[m]); ++i) rO[m](i) *= factor[fragment_head(i)];
+    }
+    auto packed = make_tensor<uint32_t>(Int<size(Frag{}) / 2>{});
+    stats.exponentiate(rS, packed, scale_log2);
+    store_transposed(packed, probabilities(), lane, warp);
+    cutlass::arch::fence_view_async_shared();
+    meet();
+  }
+
+  // Adds up the four warps' sums, and writes the result. The output goes through the tiles that add_block has kept.
+  template <class Tile>
+  __device__ __forceinline__ void finish_query(Tile const& tile) {
+    auto const plus = [](float a, float b) { return a + b; };
+    auto const larger = [](float a, float b) { return fmaxf(a, b); };
+    reduce_over_keys(stats.sum, plus);
+    reduce_over_keys(stats.top, larger);
+    if (lane < 4) {
+      put_heads(smem.sum[me][warp], stats.sum, lane);
+      put_heads(smem.top[me][warp], stats.top, lane);
+    }
+    meet();
+    float sum[kMine], top[kMine];
+    CUTE_UNROLL
+    for (int w = 0; w < 4; ++w) {
+      float s[kMine], t[kMine];
+      get_heads(smem.sum[me][w], s, lane);
+      get_heads(smem.top[me][w], t, lane);
+      CUTE_UNROLL
+      for (int h = 0; h < kMine; ++h) {
+        sum[h] = w == 0 ? s[h] : sum[h] + s[h];
+        top[h] = w == 0 ? t[h] : fmaxf(top[h], t[h]);
+      }
+    }
+    float scale[kMine];
+    CUTE_UNROLL
+    for (int h = 0; h < kMine; ++h) {
+      int const head = tile.head + head_of(h);
+      scale[h] = Work::output_scale(params, tile, head, sum[h], stats.reference[h]);
+      if (warp == 0 && lane < 4 && head < params.h_q)
+        Work::write_stats(params, tile, head, sum[h], stats.reference[h], top[h]);
+    }
+    if (Work::is_whole(tile))
+      store_output(tile, scale);
+    else
+      store_partial(tile, scale);
+    release_group(Config::value_group(Config::kGroups - 1));
+  }
+
+  __device__ __forceinline__ int head_of(int h) const { return h / 2 * 8 + lane % 4 * 2 + h % 2; }
+
+  template <class Tile>
+  __device__ __forceinline__ void store_output(Tile const& tile, float const (&scale)[kMine]) {
+    CUTE_UNROLL
+    for (int m = 0; m < kValueTiles; ++m) {
+      auto packed = make_tensor<uint32_t>(Int<size(Frag{}) / 2>{});
+      CUTE_UNROLL
+      for (int i = 0; i < size(rO[m]); i += 2) {
+        int const h = fragment_head(i);
+        packed(i / 2) = pack_bf16(rO[m](i) * scale[h], rO[m](i + 1) * scale[h + 1]);
+      }
+      store_transposed(packed, out_tile(m), lane, warp);
+    }
+    cutlass::arch::fence_view_async_shared();
+    meet();
+    if (lane == 0) {  // heads past the last are not written
+      CUTE_UNROLL
+      for (int i = 0; i < kValueTiles / 4; ++i) {
+        int const m = warp + i * 4;
+        SM90_TMA_STORE_4D::copy(&maps.out, out_tile(m), m * kTileCols, tile.head, tile.token, tile.batch);
+      }
+      tma_store_arrive();
+      tma_store_wait<0>();  // the tiles have been read
+    }
+  }
+
+  __device__ __forceinline__ bf16* out_tile(int m) const {
+    return key_tile(m / Config::kOutTilesPerKeyTile) + m % Config::kOutTilesPerKeyTile * Config::kQTileElements;
+  }
+
+  // fp32, for a kernel that adds up the parts of a query.
+  template <class Tile>
+  __device__ __forceinline__ void store_partial(Tile const& tile, float const (&scale)[kMine]) {
+    CUTE_UNROLL
+    for (int i = 0; i < size(Frag{}); ++i) {
+      int const h = fragment_head(i);
+      float* const row = Work::partial(params, tile, head_of(h)) + warp * 16 + fragment_row(i) * 8 + lane / 4;
+      CUTE_UNROLL
+      for (int m = 0; m < kValueTiles; ++m) row[m * kTileCols] = rO[m](i) * scale[h];
+    }
+  }
+};
+
+}  // namespace dsa::sm90::few_heads

@@ -1,0 +1,104 @@
+// How the keys of a decoding step are spread over the device.
+//
+// A query's keys are counted in units: a block of 64, or a pair of blocks where a CTA works on 64 heads. The units of
+// all queries form one line, which is cut into `parts`, one for each worker (a CTA for 64 heads of a query, or one of
+// the two consumers of a CTA for few heads). A worker that holds all units of a query writes its result; the others
+// write their parts to partial slots, and combine.cuh adds them up.
+//
+// The plan is the list of cuts, and nothing else: any list that ascends gives right results, whatever the lengths have
+// become since. Without a plan, or with one for other sizes, every query is taken to have the units that fit its topk.
+//
+// Batch-invariant: queries are cut at fixed units alone (chunks), and every chunk is a partial result of its own, so
+// that a query's bits do not depend on where the cuts lie.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <cstdint>
+
+#include "op.h"
+
+namespace dsa {
+
+constexpr int kDecodeBlock = 64;  // keys a block
+
+struct DecodeShape {
+  int queries, h_q, topk[2];
+
+  __host__ __device__ constexpr bool few_heads() const { return h_q <= 16; }
+  __host__ __device__ constexpr int head_blocks() const { return few_heads() ? 1 : (h_q + 63) / 64; }
+  __host__ __device__ constexpr int padded_heads() const {
+    return few_heads() ? (h_q <= 8 ? 8 : 16) : head_blocks() * 64;
+  }
+  __host__ __device__ constexpr int unit_blocks() const { return few_heads() ? 1 : 2; }
+  // A chunk is 1024 keys.
+  __host__ __device__ constexpr int chunk_units() const { return 1024 / kDecodeBlock / unit_blocks(); }
+  __host__ __device__ constexpr int parts(int sms) const {
+    int const by_heads = sms / head_blocks();
+    return few_heads() ? 2 * sms : by_heads > 1 ? by_heads : 1;
+  }
+  __host__ __device__ static constexpr int blocks_of(int length) { return (length + kDecodeBlock - 1) / kDecodeBlock; }
+  // Of a query with so many tokens of either cache; a query without any has one, masked.
+  __host__ __device__ constexpr int units(int length, int extra_length) const {
+    int const blocks = blocks_of(length) + blocks_of(extra_length);
+    return blocks == 0 ? 1 : (blocks + unit_blocks() - 1) / unit_blocks();
+  }
+  __host__ __device__ constexpr int most_units() const { return units(topk[0], topk[1]); }
+  __host__ __device__ constexpr int most_chunks() const { return (most_units() + chunk_units() - 1) / chunk_units(); }
+  __host__ constexpr int64_t partial_slots(int sms, bool batch_invariant) const {
+    return batch_invariant ? (most_chunks() > 1 ? int64_t(queries) * most_chunks() : 0) : 2 * int64_t(parts(sms));
+  }
+};
+
+// A place on the line of units.
+struct DecodeCut {
+  int query, unit;
+};
+
+// int32 elements: a header (queries, parts, units of a full query, batch_invariant), and parts + 1 cuts.
+constexpr int kPlanHeader = 4;
+constexpr int64_t plan_elements(int parts) { return kPlanHeader + 2 * (int64_t(parts) + 1); }
+
+// Where part `part` begins on a line of so many units, in equal parts. Parts are not empty, except the last ones if
+// there are fewer units: combine.cu relies on that.
+__host__ __device__ constexpr int64_t unit_before(int64_t part, int64_t parts, int64_t units) {
+  int64_t const used = parts < units ? parts : units;
+  return part < used ? part * units / used : units;
+}
+
+// The cut before a part if every query has as many units.
+//
+// Where workers that take whole queries are hardly slower than evenly loaded ones, queries stay whole: adding up parts
+// takes about as long as kCombineUnits units.
+constexpr int kCombineUnits = 3;
+__host__ __device__ constexpr DecodeCut even_cut(int64_t part, int64_t parts, int64_t queries, int64_t units) {
+  int64_t const most_whole = (queries + parts - 1) / parts;
+  if (most_whole * units * parts <= queries * units + kCombineUnits * parts) return {int(part * queries / parts), 0};
+  int64_t const at = unit_before(part, parts, queries * units);
+  return {int(at / units), int(at % units)};
+}
+
+#ifdef __CUDACC__
+// The cut before a part (0 to parts), by the plan if there is one for these sizes.
+__device__ inline DecodeCut cut_before(int32_t const* plan, DecodeShape const& shape, int part, int parts) {
+  if (plan != nullptr && plan[0] == shape.queries && plan[1] == parts && plan[2] == shape.most_units()) {
+    int32_t const* const cut = plan + kPlanHeader + 2 * part;
+    return {min(max(cut[0], 0), shape.queries), max(cut[1], 0)};
+  }
+  return even_cut(part, parts, shape.queries, shape.most_units());
+}
+#endif
+
+struct DecodePlanParams {
+  DecodeShape shape;
+  int s_q, parts;
+  bool batch_invariant;
+  int32_t const* length[2];  // [batch, s_q] or null
+  int64_t length_stride_batch[2], length_stride_token[2];
+  int32_t* plan;
+};
+
+int launch_decode_plan(DecodePlanParams const&, void* stream);          // a cudaError_t
+int launch_decode_combine(SparseMlaDecodeParams const&, void* stream);  // after a kernel that wrote parts
+
+}  // namespace dsa

@@ -1,0 +1,93 @@
+// Sparse MLA decode on Hopper for up to 16 heads. attention/sm90/few_heads/consumer.cuh draws the pipeline;
+// producer.cuh fills its key tiles from a cache.
+#pragma once
+
+#include "arch/any/dependent_grids.cuh"
+#include "attention/sm90/few_heads/consumer.cuh"
+#include "launch.h"
+#include "producer.cuh"
+
+namespace dsa::sm90::decode_few_heads {
+
+template <class Format, int kHeads>
+using Config =
+    few_heads::Config<Format::kHeadDim, kHeads, Format::kNope == 0 ? few_heads::kAllTiles : Format::kNope / kTileCols>;
+
+// The consumers' blocks by turns.
+class Walk {
+ public:
+  __device__ __forceinline__ explicit Walk(DecodeParams const& params)
+      : first_(params, DecodeWork(params, 0)), second_(params, DecodeWork(params, 1)), turn_(first_.done() ? 1 : 0) {}
+
+  __device__ __forceinline__ bool done() const { return first_.done() && second_.done(); }
+  __device__ __forceinline__ int consumer() const { return turn_; }
+  __device__ __forceinline__ KeyBlock next() {
+    KeyBlock const block = turn_ == 0 ? first_.next() : second_.next();
+    if (!(turn_ == 0 ? second_.done() : first_.done())) turn_ ^= 1;
+    return block;
+  }
+
+ private:
+  KeyWalk first_, second_;
+  int turn_;
+};
+
+template <class Config>
+struct Sink {
+  using Shared = typename Config::SharedStorage;
+  static constexpr int kGroups = Config::kGroups;
+  static constexpr int group_begin(int g) { return Config::group_begin(g); }
+  static constexpr int group_end(int g) { return Config::group_end(g); }
+  static constexpr int column_tile(int position) { return Config::column_tile(position); }
+
+  Shared& smem;
+  uint32_t numbers[2] = {0, 0};  // of each consumer's next block
+
+  __device__ __forceinline__ explicit Sink(Shared& smem) : smem(smem) {}
+
+  __device__ __forceinline__ uint32_t number(int consumer) const { return consumer == 0 ? numbers[0] : numbers[1]; }
+  __device__ __forceinline__ void wait(int consumer, int g) {
+    uint32_t const n = number(consumer);
+    smem.empty[consumer][Shared::barrier(g, n)].wait(Shared::phase(g, n) ^ 1);  // all tiles start out free
+  }
+  __device__ __forceinline__ bf16* tile(int consumer, int position) {
+    return smem.tile[consumer][Shared::buffer(position, number(consumer))];
+  }
+  __device__ __forceinline__ uint16_t* valid_rows(int consumer) {
+    return reinterpret_cast<uint16_t*>(&smem.valid[consumer][number(consumer) % 2]);
+  }
+  __device__ __forceinline__ Barrier& full(int consumer, int g) {
+    return smem.full[consumer][Shared::barrier(g, number(consumer))];
+  }
+  __device__ __forceinline__ void next_block(int consumer) {
+    numbers[0] += consumer == 0;
+    numbers[1] += consumer != 0;
+  }
+};
+
+template <class Format, int kHeads>
+__global__ void __launch_bounds__(kThreads, 1)
+    sparse_mla_decode_few_heads(__grid_constant__ DecodeParams const params, __grid_constant__ TensorMaps const maps) {
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+  using Config = Config<Format, kHeads>;
+  extern __shared__ __align__(1024) uint8_t raw[];
+  auto& smem = *reinterpret_cast<typename Config::SharedStorage*>(raw);
+  if (threadIdx.x == 0) Config::init_barriers(smem);
+  __syncthreads();
+  launch_dependent_grids();
+
+  int const warpgroup = __shfl_sync(~0u, threadIdx.x / 128, 0);
+  if (warpgroup < 2)
+    few_heads::Consumer<Config, DecodeWork>(params, maps, smem, warpgroup).run();
+  else
+    DecodeProducer<Format, Walk, Sink<Config>>(params, Walk(params), Sink<Config>(smem)).run();
+#endif
+}
+
+template <class Format, int kHeads>
+cudaError_t launch(SparseMlaDecodeParams const& p, cudaStream_t stream) {
+  return launch_decode(sparse_mla_decode_few_heads<Format, kHeads>,
+                       sizeof(typename Config<Format, kHeads>::SharedStorage), kHeads, kHeads, p, stream);
+}
+
+}  // namespace dsa::sm90::decode_few_heads

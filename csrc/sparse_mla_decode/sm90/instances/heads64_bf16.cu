@@ -1,0 +1,6 @@
+// spills: 300 bytes, the walk over work and parameters, outside the loops over tiles
+#include "sparse_mla_decode/sm90/heads64.cuh"
+
+namespace dsa::sm90::decode_heads64 {
+template cudaError_t launch<KvBf16>(SparseMlaDecodeParams const&, cudaStream_t);
+}

@@ -1,0 +1,123 @@
+// The tiles of one worker: which query and keys, and where results go.
+#pragma once
+
+#include "attention/sm90/tiles.h"
+#include "attention/softmax_math.cuh"
+#include "sparse_mla_decode/plan.h"
+
+namespace dsa::sm90 {
+
+static_assert(kBlockK == kDecodeBlock);
+
+struct DecodeParams : SparseMlaDecodeParams {
+  DecodeShape shape;
+  int parts;
+
+  __device__ __forceinline__ static int length(KvSelection const& s, int batch, int token) {
+    if (s.length == nullptr) return s.topk;
+    return min(max(s.length[batch * s.length_stride_batch + token * s.length_stride_token], 0), s.topk);
+  }
+};
+
+// Key blocks [first_block, end_block) of a query, some of its heads. Blocks count through the first cache's, then the
+// second's; those past the last are masked.
+struct DecodeTile {
+  int batch, token, head;
+  int slot;  // for the result of a part; -1: all of the query
+  int first_block, end_block;
+  int length[2];
+};
+
+class DecodeWork {
+ public:
+  using Params = DecodeParams;
+
+  // Of a CTA: neighbouring CTAs take the head blocks of one part, and so read the same rows at the same time.
+  __device__ __forceinline__ explicit DecodeWork(Params const& params)
+      : DecodeWork(params, blockIdx.x / params.shape.head_blocks(), blockIdx.x % params.shape.head_blocks() * 64) {}
+  // Of one of its two consumers, for few heads.
+  __device__ __forceinline__ DecodeWork(Params const& params, int consumer)
+      : DecodeWork(params, blockIdx.x + consumer * gridDim.x, 0) {}
+
+  __device__ __forceinline__ bool done() const {
+    return at_.query > end_.query || (at_.query == end_.query && at_.unit >= end_.unit);
+  }
+
+  __device__ __forceinline__ void advance() {
+    if (params_.batch_invariant && (at_.unit += params_.shape.chunk_units()) < units_) return;
+    at_ = {at_.query + 1, 0};
+    open();
+  }
+
+  __device__ __forceinline__ DecodeTile tile() const {
+    DecodeShape const& shape = params_.shape;
+    bool const last = at_.query == end_.query;
+    int slot = -1, end = last ? end_.unit : max(units_, at_.unit + 1);
+    if (params_.batch_invariant) {
+      end = min(at_.unit + shape.chunk_units(), units_);
+      if (units_ > shape.chunk_units()) slot = at_.query * shape.most_chunks() + at_.unit / shape.chunk_units();
+    } else if (at_.unit > 0 || last) {
+      slot = 2 * part_ + (at_.unit > 0 ? 0 : 1);
+    }
+    int const per_unit = shape.unit_blocks();
+    return {at_.query / params_.s_q, at_.query % params_.s_q, head_, slot, at_.unit * per_unit,
+            end * per_unit,          {length_[0], length_[1]}};
+  }
+  __device__ __forceinline__ int blocks() const {
+    DecodeTile const t = tile();
+    return t.end_block - t.first_block;
+  }
+  __device__ __forceinline__ int pairs() const { return blocks() / 2; }
+
+  static __device__ __forceinline__ bool is_whole(DecodeTile const& tile) { return tile.slot < 0; }
+  // Row `row` (head tile.head + row) of a part's output.
+  static __device__ __forceinline__ float* partial(Params const& p, DecodeTile const& tile, int row) {
+    return p.partial_out + (int64_t(tile.slot) * p.shape.padded_heads() + tile.head + row) * kDV;
+  }
+  static __device__ __forceinline__ float output_scale(Params const& p, DecodeTile const& tile, int head, float sum,
+                                                       float reference) {
+    bool const sinks = p.attn_sink != nullptr && is_whole(tile) && head < p.h_q;
+    return dsa::output_scale(sum, reference, sinks ? p.attn_sink[head] : negative_infinity());
+  }
+  static __device__ __forceinline__ void write_stats(Params const& p, DecodeTile const& tile, int head, float sum,
+                                                     float reference, float) {
+    if (is_whole(tile))
+      p.lse[(int64_t(tile.batch) * p.s_q + tile.token) * p.h_q + head] = natural_lse(sum, reference);
+    else
+      p.partial_lse[int64_t(tile.slot) * p.shape.padded_heads() + head] =
+          sum == 0.f ? negative_infinity() : log2f(sum) + reference;
+  }
+
+ private:
+  __device__ __forceinline__ DecodeWork(Params const& params, int part, int head)
+      : params_(params), part_(part), head_(head) {
+    if (part >= params.parts) return;
+    at_ = cut(part);
+    end_ = cut(part + 1);
+    open();
+  }
+
+  __device__ __forceinline__ DecodeCut cut(int part) const {
+    DecodeCut c = cut_before(params_.plan, params_.shape, part, params_.parts);
+    if (params_.batch_invariant) c.unit -= c.unit % params_.shape.chunk_units();
+    return c;
+  }
+
+  // Reads the query's lengths. A chunk past its last one is not worked on: combine.cu knows nothing of it.
+  __device__ __forceinline__ void open() {
+    for (; !done(); at_ = {at_.query + 1, 0}) {
+      int const batch = at_.query / params_.s_q, token = at_.query % params_.s_q;
+      length_[0] = Params::length(params_.keys[0], batch, token);
+      length_[1] = Params::length(params_.keys[1], batch, token);
+      units_ = params_.shape.units(length_[0], length_[1]);
+      if (!params_.batch_invariant || at_.unit < units_) return;
+    }
+  }
+
+  Params const& params_;
+  int const part_, head_;
+  DecodeCut at_{0, 0}, end_{0, 0};
+  int length_[2], units_;
+};
+
+}  // namespace dsa::sm90
