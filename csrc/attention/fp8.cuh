@@ -13,6 +13,8 @@ __device__ __forceinline__ bool scale_is_simple(float scale) {
   uint32_t const bits = __float_as_uint(scale), exponent = bits >> 23;
   return (bits & 0x807fffff) == 0 && exponent >= 1 && exponent <= 134;
 }
+// 2^120 times a simple scale, given by its biased exponent, twice.
+__device__ __forceinline__ uint32_t simple_factor(uint32_t exponent) { return (exponent + 120) * 0x00800080u; }
 
 // Four codes, low byte first, times a simple scale. Sign, exponent and mantissa of a code, moved to where a bf16 has
 // its own, are the code's value times 2^-120, subnormals included; one exact product gives the rest. A NaN code (0x7f,
@@ -26,12 +28,6 @@ __device__ __forceinline__ uint2 dequantise_simple(uint32_t codes, uint32_t fact
   asm("mul.rn.bf16x2 %0, %0, %1;" : "+r"(out.y) : "r"(factor));
   return out;
 }
-// 2^120 * scale, twice.
-__device__ __forceinline__ uint32_t simple_factor(float scale) {
-  uint32_t const bf16 = ((__float_as_uint(scale) >> 23) + 120) << 7;
-  return bf16 | bf16 << 16;
-}
-
 // The same for any scale: the product in fp32, rounded to bf16.
 __device__ __forceinline__ uint2 dequantise(uint32_t codes, float scale) {
   uint32_t out[2];

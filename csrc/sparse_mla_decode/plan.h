@@ -55,7 +55,8 @@ struct DecodeCut {
   int query, unit;
 };
 
-// int32 elements: a header (queries, parts, units of a full query, batch_invariant), and parts + 1 cuts.
+// int32 elements: a header (queries, parts, units of a full query, batch_invariant), and parts + 1 cuts. A
+// batch-invariant plan has one element more, which is how the host knows it.
 constexpr int kPlanHeader = 4;
 constexpr int64_t plan_elements(int parts) { return kPlanHeader + 2 * (int64_t(parts) + 1); }
 

@@ -12,8 +12,8 @@
 
 namespace dsa::sm90::decode_heads64 {
 
-// The producer holds the next codes in registers. 2 * 200 + 104 = 504 of 512 a lane of three warpgroups.
-constexpr int kConsumerRegisters = 200, kProducerRegisters = 104;
+// The producer holds the next codes in registers. 2 * 192 + 120 = 504 of 512 a lane of three warpgroups.
+constexpr int kConsumerRegisters = 192, kProducerRegisters = 120;
 
 // A warp's arrival for what it has written, 128 threads' where there are copies.
 template <class Format>

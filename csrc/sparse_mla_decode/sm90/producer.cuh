@@ -32,30 +32,33 @@ struct DecodeProducer {
   DecodeParams const& params;
   Walk walk;
   Sink sink;
-  int const warp, lane;
+  Lane const self;
   BlockIndices after_next, third;  // blocks n + 2 and n + 3
   BlockRows<Format> now, next;
   uint4 codes[kAhead][2];
 
   __device__ __forceinline__ DecodeProducer(DecodeParams const& params, Walk const& walk, Sink const& sink)
-      : params(params), walk(walk), sink(sink), warp(threadIdx.x / 32 % 4), lane(threadIdx.x % 32) {}
+      : params(params), walk(walk), sink(sink) {}
 
   __device__ __forceinline__ void run() {
     BlockIndices first, second;
     load_indices(first);
     load_indices(second);
     load_indices(after_next);
-    now.open(params, first, lane);
-    BlockRows<Format>::prefetch(params, second, lane);
+    now.open(params, first, self.lane);
+    BlockRows<Format>::prefetch(params, second, self.lane);
     if constexpr (kCodeTiles > 0) {
-#pragma unroll
-      for (int turn = 0; turn < kAhead; ++turn) load_codes(now, turn, turn);
+      cute::for_each(cute::make_seq<kAhead>{}, [&](auto turn) { load_codes<decltype(turn)::value>(now); });
     }
     while (now.exists) {
-      next.open(params, second, lane);
-      BlockRows<Format>::prefetch(params, after_next, lane);
+      next.open(params, second, self.lane);
+      BlockRows<Format>::prefetch(params, after_next, self.lane);
       load_indices(third);
-      fill_block();
+      // (Apart from each other: the code of one block should be short, for the instruction caches.)
+      if (kCodeTiles == 0 || now.scales_are_simple(self.lane))
+        fill_block<true>();
+      else
+        fill_block<false>();
       now = next;
       second = after_next;
       after_next = third;
@@ -65,10 +68,15 @@ struct DecodeProducer {
  private:
   // The order of the code tiles is that of the sink's positions.
   static constexpr bool is_code(int position) { return Sink::column_tile(position) < kCodeTiles; }
+  static constexpr int turn_of(int position) {
+    int turn = 0;
+    for (int p = 0; p < position; ++p) turn += is_code(p);
+    return turn;
+  }
   static constexpr int position_of_turn(int turn) {
     int position = 0;
-    for (int seen = 0;; ++position)
-      if (is_code(position) && seen++ == turn) return position;
+    while (!is_code(position) || turn_of(position) != turn) ++position;
+    return position;
   }
   static constexpr bool has_copies(int g) {
     for (int p = Sink::group_begin(g); p < Sink::group_end(g); ++p)
@@ -80,53 +88,67 @@ struct DecodeProducer {
     block.selection = -1;
     if (walk.done()) return;
     block.consumer = walk.consumer();
-    block.load(walk.next(), warp * 16 + lane % 16);
+    block.load(walk.next(), self.warp * 16 + self.lane % 16);
   }
 
-  __device__ __forceinline__ void load_codes(BlockRows<Format> const& rows, int turn, int slot) {
-    if (turn >= kCodeTiles) return;
+  // (Turns and positions are template arguments: the compiler does not fold the functions above elsewhere.)
+  template <int kTurn>
+  __device__ __forceinline__ void load_codes(BlockRows<Format> const& rows) {
+    if constexpr (kTurn < kCodeTiles) {
+      constexpr int kTile = Sink::column_tile(position_of_turn(kTurn));
 #pragma unroll
-    for (int j = 0; j < 2; ++j) codes[slot][j] = rows.load_codes(Sink::column_tile(position_of_turn(turn)), j, lane);
-  }
-
-  __device__ __forceinline__ void fill_block() {
-    int turn = 0;
-#pragma unroll
-    for (int g = 0; g < Sink::kGroups; ++g) {
-      sink.wait(now.consumer, g);
-      if (g == 0 && lane == 0) sink.valid_rows(now.consumer)[warp] = now.valid;
-#pragma unroll
-      for (int p = Sink::group_begin(g); p < Sink::group_end(g); ++p) {
-        uint32_t const tile = cute::cast_smem_ptr_to_uint(sink.tile(now.consumer, p));
-        int const column_tile = Sink::column_tile(p);
-        if (!is_code(p)) {
-          now.copy_tile(tile, Format::kRopeAt + (column_tile - kCodeTiles) * 128, lane, warp);
-          continue;
-        }
-#pragma unroll
-        for (int j = 0; j < 2; ++j) {
-          float const scale = now.scale(column_tile, j, lane);
-          store_codes(tile, codes[turn % kAhead][j], now.is_valid(lane / 4 + j * 8) ? scale : 1.f, j, lane, warp);
-        }
-        load_ahead(turn);
-        ++turn;
-      }
-      if (has_copies(g)) arrive_after_gather(reinterpret_cast<uint64_t&>(sink.full(now.consumer, g)));
-      cutlass::arch::fence_view_async_shared();
-      __syncwarp();
-      if (lane == 0) sink.full(now.consumer, g).arrive();
+      for (int j = 0; j < 2; ++j) codes[kTurn % kAhead][j] = rows.load_codes(kTile, j);
     }
-#pragma unroll
-    for (int t = kCodeTiles; t < kTurns; ++t) load_ahead(t);
-    sink.next_block(now.consumer);
   }
 
   // After a turn its registers take the codes of the one that comes kAhead turns later.
-  __device__ __forceinline__ void load_ahead(int turn) {
-    if (turn + kAhead < kTurns)
-      load_codes(now, turn + kAhead, turn % kAhead);
+  template <int kTurn>
+  __device__ __forceinline__ void load_ahead() {
+    if constexpr (kTurn + kAhead < kTurns)
+      load_codes<kTurn + kAhead>(now);
     else
-      load_codes(next, turn + kAhead - kTurns, turn % kAhead);
+      load_codes<kTurn + kAhead - kTurns>(next);
+  }
+
+  // kSimple: all scales of the block's rows are (attention/fp8.cuh).
+  template <bool kSimple>
+  __device__ __forceinline__ void fill_block() {
+    cute::for_each(cute::make_seq<Sink::kGroups>{}, [&](auto g) {
+      constexpr int kGroup = decltype(g)::value, kBegin = Sink::group_begin(kGroup);
+      sink.wait(now.consumer, kGroup);
+      if (kGroup == 0 && self.lane == 0) sink.valid_rows(now.consumer)[self.warp] = now.valid;
+      cute::for_each(cute::make_seq<Sink::group_end(kGroup) - kBegin>{},
+                     [&](auto i) { fill_tile<kSimple, kBegin + decltype(i)::value>(); });
+      if constexpr (has_copies(kGroup))
+        arrive_after_gather(reinterpret_cast<uint64_t&>(sink.full(now.consumer, kGroup)));
+      cutlass::arch::fence_view_async_shared();
+      __syncwarp();
+      if (self.lane == 0) sink.full(now.consumer, kGroup).arrive();
+    });
+    cute::for_each(cute::make_seq<kTurns - kCodeTiles>{},
+                   [&](auto i) { load_ahead<kCodeTiles + decltype(i)::value>(); });
+    sink.next_block(now.consumer);
+  }
+
+  template <bool kSimple, int kPosition>
+  __device__ __forceinline__ void fill_tile() {
+    constexpr int kTile = Sink::column_tile(kPosition);
+    uint32_t const tile = cute::cast_smem_ptr_to_uint(sink.tile(now.consumer, kPosition));
+    if constexpr (!is_code(kPosition)) {
+      now.copy_tile(tile, Format::kRopeAt + (kTile - kCodeTiles) * 128, self.lane, self.warp);
+    } else {
+      constexpr int kTurn = turn_of(kPosition);
+#pragma unroll
+      for (int j = 0; j < 2; ++j) {
+        uint32_t const address = tile + self.codes_at + j * 8 * 128;
+        uint32_t const scale = now.scale(kTile, j, self.lane);
+        if constexpr (kSimple)
+          store_simple(address, codes[kTurn % kAhead][j], now.factor(scale));
+        else
+          store_any(address, codes[kTurn % kAhead][j], now.number(scale));
+      }
+      load_ahead<kTurn>();
+    }
   }
 };
 

@@ -15,8 +15,8 @@ __device__ __forceinline__ uint4 load_16B(void const* address) {
   return v;
 }
 
-__device__ __forceinline__ void prefetch_row(void const* address, int bytes) {
-  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(address), "r"(bytes) : "memory");
+__device__ __forceinline__ void prefetch_line(void const* address) {
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(address) : "memory");
 }
 
 // A block of which nothing but the indices is known. A warp fills rows 16 w .. 16 w + 15, and lanes l and l + 16 hold
@@ -34,6 +34,17 @@ struct BlockIndices {
   }
 };
 
+// What one thread is to its warp, in registers: the compiler would read special registers again and again.
+struct Lane {
+  int lane, warp;
+  uint32_t codes_at;  // where its first 8 bf16 of a code tile go, in bytes from the tile's first
+
+  __device__ __forceinline__ Lane() : lane(threadIdx.x % 32), warp(threadIdx.x / 32 % 4) {
+    codes_at = (warp * 16 + lane / 4) * 128 + ((lane % 4 * 2) ^ (lane / 4)) * 16;  // 128-byte swizzle
+    asm volatile("" : "+r"(lane), "+r"(warp), "+r"(codes_at));
+  }
+};
+
 // Where the rows of a block are.
 template <class Format>
 struct BlockRows {
@@ -41,15 +52,16 @@ struct BlockRows {
   static constexpr int kMine = 2;
 
   char const* cache = nullptr;
-  uint32_t at16 = 0;       // of the lane's own row (l % 16): its place in the cache, in 16 bytes
-  uint32_t valid = 0;      // bit r: row 16 w + r counts
-  uint32_t mine16[kMine];  // of the rows that it fetches codes of
-  uint32_t scales[kMine];  // of these; lane l % 4 holds the l % 4-th word of what the quad needs
+  uint32_t at16 = 0;        // of the lane's own row (l % 16): its place in the cache, in 16 bytes
+  uint32_t valid = 0;       // bit r: row 16 w + r counts
+  char const* mine[kMine];  // its bytes of the first code tile; null: the row does not count
+  uint32_t scales[kMine];   // of these rows; lane l % 4 holds the l % 4-th word of what the quad needs
   int consumer = 0;
   bool exists = false;
 
   __device__ __forceinline__ void open(DecodeParams const& params, BlockIndices const& block, int lane) {
     exists = block.exists();
+    mine[0] = mine[1] = nullptr;
     if (!exists) return;
     consumer = block.consumer;
     KvCache const c = cache_of(params, block);
@@ -59,17 +71,37 @@ struct BlockRows {
     at16 = uint32_t(fields.codes >> 4);
     valid = __ballot_sync(~0u, inside) & 0xffff;
     if constexpr (Format::kNope > 0) {
-      // Scales by words: all of v32's four, or the two that hold v4's bytes.
+      // Scales by words: all of v32's four, or the two that hold v4's bytes. A row that does not count has scales of 1.
       constexpr int kWords = Format::kScaleBytes == 4 ? 4 : 2;
-      uint32_t const scales16 = uint32_t(fields.scales >> 3);
+      constexpr uint32_t kOnes = Format::kScaleBytes == 4 ? 0x3f800000 : 0x7f7f7f7f;
+      uint32_t const scales8 = uint32_t(fields.scales >> 3);
 #pragma unroll
       for (int j = 0; j < kMine; ++j) {
         int const row = lane / 4 + j * 8;
-        mine16[j] = __shfl_sync(~0u, at16, row);
-        int64_t const offset = int64_t(__shfl_sync(~0u, scales16, row)) * 8 + lane % kWords * 4;
-        scales[j] = valid >> row & 1 ? __ldg(reinterpret_cast<uint32_t const*>(cache + offset)) : 0;
+        uint32_t const row16 = __shfl_sync(~0u, at16, row);
+        int64_t const offset = int64_t(__shfl_sync(~0u, scales8, row)) * 8 + lane % kWords * 4;
+        scales[j] = kOnes;
+        if (!is_valid(row)) continue;
+        mine[j] = cache + (int64_t(row16) * 16 + lane % 4 * 16);
+        scales[j] = __ldg(reinterpret_cast<uint32_t const*>(cache + offset));
       }
     }
+  }
+
+  // Whether all scales of the warp's rows are simple (attention/fp8.cuh). A pad byte among v4's counts as one, whatever
+  // it holds.
+  __device__ __forceinline__ bool scales_are_simple(int lane) const {
+    bool simple = true;
+#pragma unroll
+    for (int j = 0; j < kMine; ++j) {
+      if constexpr (Format::kScaleBytes == 4) {
+        simple &= scale_is_simple(__uint_as_float(scales[j]));
+      } else {
+        uint32_t const bytes = lane % 2 == 0 ? scales[j] : (scales[j] & 0x00ffffff) | 0x01000000;
+        simple &= __vminu4(__vmaxu4(bytes, 0x01010101), 0x86868686) == bytes;  // 1 to 134
+      }
+    }
+    return __all_sync(~0u, simple);
   }
 
   static __device__ __forceinline__ KvCache cache_of(DecodeParams const& params, BlockIndices const& block) {
@@ -78,30 +110,38 @@ struct BlockRows {
 
   __device__ __forceinline__ bool is_valid(int row) const { return valid >> row & 1; }
 
-  // The rows' bytes on their way from memory to L2. Each row by the lane that holds its index.
+  // The rows' bytes on their way from memory to L2, a line at a time: each row by the two lanes that hold its index.
   static __device__ __forceinline__ void prefetch(DecodeParams const& params, BlockIndices const& block, int lane) {
-    if (!block.exists() || lane >= 16) return;
+    if (!block.exists()) return;
     KvCache const c = cache_of(params, block);
     if (uint32_t(block.index) >= uint32_t(c.slots)) return;
     KvFields const fields = kv_fields<Format>(c.layout, block.index);
-    constexpr int kBytes = Format::kScalesInLine ? Format::kTokenBytes : Format::kNope + Format::kRope * 2;
-    prefetch_row(static_cast<char const*>(c.data) + fields.codes, kBytes);
+    constexpr int kLine = 128, kBytes = Format::kScalesInLine ? Format::kTokenBytes : Format::kNope + Format::kRope * 2,
+                  kLines = (kBytes + kLine - 1) / kLine;
+    char const* const row = static_cast<char const*>(c.data) + fields.codes;
+#pragma unroll
+    for (int i = 0; i < (kLines + 1) / 2; ++i) prefetch_line(row + min((lane / 16 + i * 2) * kLine, kBytes - 1));
   }
 
   // 64 columns of codes from column tile * 64 on: this lane's 16 of its row j.
-  __device__ __forceinline__ uint4 load_codes(int tile, int j, int lane) const {
-    if (!exists || !is_valid(lane / 4 + j * 8)) return {0, 0, 0, 0};
-    return load_16B(cache + (int64_t(mine16[j]) * 16 + tile * 64 + lane % 4 * 16));
+  __device__ __forceinline__ uint4 load_codes(int tile, int j) const {
+    return mine[j] == nullptr ? uint4{0, 0, 0, 0} : load_16B(mine[j] + tile * 64);
   }
 
-  // The scale of the lane's row j in a tile of 64 columns. All lanes call it.
-  __device__ __forceinline__ float scale(int tile, int j, int lane) const {
+  // Of the lane's row j in a tile of 64 columns; all lanes call it. The scale's bits, or v4's byte.
+  __device__ __forceinline__ uint32_t scale(int tile, int j, int lane) const {
     if constexpr (Format::kScaleBytes == 4) {
-      return __uint_as_float(__shfl_sync(~0u, scales[j], (lane & ~3) | tile * 64 / Format::kGroup));
+      return __shfl_sync(~0u, scales[j], (lane & ~3) | tile * 64 / Format::kGroup);
     } else {
-      uint32_t const word = __shfl_sync(~0u, scales[j], (lane & ~3) | tile / 4);
-      return __uint_as_float(e8m0_to_fp32_bits(word >> tile % 4 * 8 & 0xff));
+      return __shfl_sync(~0u, scales[j], (lane & ~3) | tile / 4) >> tile % 4 * 8 & 0xff;
     }
+  }
+  // 2^120 times it, twice, if it is simple; and as a number.
+  static __device__ __forceinline__ uint32_t factor(uint32_t scale) {
+    return simple_factor(Format::kScaleBytes == 4 ? scale >> 23 : scale);
+  }
+  static __device__ __forceinline__ float number(uint32_t scale) {
+    return __uint_as_float(Format::kScaleBytes == 4 ? scale : e8m0_to_fp32_bits(scale));
   }
 
   // Copies 64 bf16 columns, which begin `byte` bytes into the rows, into a swizzled tile. Eight lanes a row.
@@ -115,26 +155,23 @@ struct BlockRows {
   }
 };
 
-// The lane's 16 columns of row j of a tile, dequantised.
-__device__ __forceinline__ void store_codes(uint32_t tile, uint4 const& codes, float scale, int j, int lane, int warp) {
-  int const row = warp * 16 + lane / 4 + j * 8;
-  uint32_t const words[4] = {codes.x, codes.y, codes.z, codes.w};
-  uint2 out[4];
-  if (__all_sync(~0u, scale_is_simple(scale))) {
-    uint32_t const factor = simple_factor(scale);
+// The lane's 16 columns of a row of a tile; `address` is of the first 8.
+__device__ __forceinline__ void store_row(uint32_t address, uint2 const (&row)[4]) {
 #pragma unroll
-    for (int i = 0; i < 4; ++i) out[i] = dequantise_simple(words[i], factor);
-  } else {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) out[i] = dequantise(words[i], scale);
-  }
-#pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    uint32_t const address = tile + row * 128 + ((lane % 4 * 2 + half) ^ (row % 8)) * 16;
-    asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(address), "r"(out[half * 2].x), "r"(out[half * 2].y),
-                 "r"(out[half * 2 + 1].x), "r"(out[half * 2 + 1].y)
+  for (int half = 0; half < 2; ++half)
+    asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(address ^ half * 16), "r"(row[half * 2].x),
+                 "r"(row[half * 2].y), "r"(row[half * 2 + 1].x), "r"(row[half * 2 + 1].y)
                  : "memory");
-  }
+}
+__device__ __forceinline__ void store_simple(uint32_t address, uint4 const& codes, uint32_t factor) {
+  uint2 const row[4] = {dequantise_simple(codes.x, factor), dequantise_simple(codes.y, factor),
+                        dequantise_simple(codes.z, factor), dequantise_simple(codes.w, factor)};
+  store_row(address, row);
+}
+__device__ __forceinline__ void store_any(uint32_t address, uint4 const& codes, float scale) {
+  uint2 const row[4] = {dequantise(codes.x, scale), dequantise(codes.y, scale), dequantise(codes.z, scale),
+                        dequantise(codes.w, scale)};
+  store_row(address, row);
 }
 
 }  // namespace dsa::sm90

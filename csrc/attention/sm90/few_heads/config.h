@@ -44,7 +44,7 @@ struct Config {
   // block's first kAhead tiles alternate between two places each, and the consumer gives them back last; the others
   // come each where the block before had the same one. So at any time kAhead tiles are free to be filled, as in a ring,
   // but every tile has one or two fixed places, and descriptors are cheap.
-  static constexpr int kOtherBytes = 2 * kQBytes + 4 * kQTileElements * 2 + 4 * 1024 + 80 * kHeads;
+  static constexpr int kOtherBytes = 2 * kQBytes + 4 * kQTileElements * 2 + 4 * 1024 + 112 * kHeads;
   static constexpr int kBuffers = (227 * 1024 - kOtherBytes) / (2 * kTileElements * int(sizeof(bf16)));
   static constexpr int kAhead = kBuffers - kTiles;
   static_assert(kAhead > 0 && kAhead < kTiles);
@@ -77,6 +77,7 @@ struct Config {
     alignas(1024) bf16 p[2][2][kQTileElements];  // probabilities of each consumer's blocks, by turns:
                                                  // a warp may be one block ahead of another that still multiplies
     float sum[2][4][kHeads];                     // of each consumer's warps, at a query's end
+    float weight[2][4][kHeads];                  // the same
     float top[2][4][kHeads];                     // and the largest raw scores; also a block's when references move
     // Of a consumer's blocks by turns: whether some score of each warp exceeds its reference.
     alignas(4) bool exceeds[2][2][4];

@@ -202,21 +202,25 @@ struct Consumer {
     auto const plus = [](float a, float b) { return a + b; };
     auto const larger = [](float a, float b) { return fmaxf(a, b); };
     reduce_over_keys(stats.sum, plus);
+    reduce_over_keys(stats.weight, plus);
     reduce_over_keys(stats.top, larger);
     if (lane < 4) {
       put_heads(smem.sum[me][warp], stats.sum, lane);
+      put_heads(smem.weight[me][warp], stats.weight, lane);
       put_heads(smem.top[me][warp], stats.top, lane);
     }
     meet();
-    float sum[kMine], top[kMine];
+    float sum[kMine], weight[kMine], top[kMine];
     CUTE_UNROLL
     for (int w = 0; w < 4; ++w) {
-      float s[kMine], t[kMine];
+      float s[kMine], v[kMine], t[kMine];
       get_heads(smem.sum[me][w], s, lane);
+      get_heads(smem.weight[me][w], v, lane);
       get_heads(smem.top[me][w], t, lane);
       CUTE_UNROLL
       for (int h = 0; h < kMine; ++h) {
         sum[h] = w == 0 ? s[h] : sum[h] + s[h];
+        weight[h] = w == 0 ? v[h] : weight[h] + v[h];
         top[h] = w == 0 ? t[h] : fmaxf(top[h], t[h]);
       }
     }
@@ -225,6 +229,7 @@ struct Consumer {
     for (int h = 0; h < kMine; ++h) {
       int const head = tile.head + head_of(h);
       scale[h] = Work::output_scale(params, tile, head, sum[h], stats.reference[h]);
+      if (weight[h] != 0.f) scale[h] *= sum[h] / weight[h];
       if (warp == 0 && lane < 4 && head < params.h_q)
         Work::write_stats(params, tile, head, sum[h], stats.reference[h], top[h]);
     }

@@ -14,14 +14,15 @@ template <int kHeads>
 struct HeadStats {
   static constexpr int kMine = kHeads / 4;
   float reference[kMine];  // base 2, relative to which O and sums are kept; the same in all the warpgroup's threads
-  float sum[kMine];        // over this thread's keys alone
-  float top[kMine];        // largest raw score of this thread's keys
+  float sum[kMine];        // of probabilities, over this thread's keys alone
+  float weight[kMine];  // of probabilities as they are multiplied with the values, in bf16: what outputs are divided by
+  float top[kMine];     // largest raw score of this thread's keys
 
   __device__ __forceinline__ void reset() {
     CUTE_UNROLL
     for (int h = 0; h < kMine; ++h) {
       reference[h] = top[h] = negative_infinity();
-      sum[h] = 0.f;
+      sum[h] = weight[h] = 0.f;
     }
   }
 
@@ -44,6 +45,7 @@ struct HeadStats {
       factor[h] = moves ? exp2f(reference[h] - row_top) : 1.f;
       reference[h] = moves ? row_top : reference[h];
       sum[h] *= factor[h];
+      weight[h] *= factor[h];
     }
   }
 
@@ -61,7 +63,9 @@ struct HeadStats {
     CUTE_UNROLL
     for (int i = 0; i < size(rS); ++i) {
       int const h = fragment_head(i);
-      sum[h] += probability(rS, i, scale_log2);
+      float const p = probability(rS, i, scale_log2);
+      sum[h] += p;
+      weight[h] += __bfloat162float(__float2bfloat16_rn(p));
       top[h] = fmaxf(top[h], rS(i));
     }
   }
