@@ -30,8 +30,11 @@ struct PartSlots {
 
 __device__ void combine_head(CombineParams const& p, PartSlots const& slots, int head) {
   int const heads = p.shape.padded_heads(), column = threadIdx.x * 4;
+  // By all lanes of every warp: one after the other these loads would take longer than all the rest.
   float top = negative_infinity();
-  for (int i = 0; i < slots.count; ++i) top = fmaxf(top, p.partial_lse[slots[i] * heads + head]);
+  for (int i = threadIdx.x % 32; i < slots.count; i += 32) top = fmaxf(top, p.partial_lse[slots[i] * heads + head]);
+#pragma unroll
+  for (int mask = 16; mask > 0; mask /= 2) top = fmaxf(top, __shfl_xor_sync(~0u, top, mask));
   float const reference = exponent_offset(top);
 
   float4 acc = {0.f, 0.f, 0.f, 0.f};

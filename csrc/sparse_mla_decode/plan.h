@@ -67,14 +67,21 @@ __host__ __device__ constexpr int64_t unit_before(int64_t part, int64_t parts, i
   return part < used ? part * units / used : units;
 }
 
-// The cut before a part if every query has as many units.
-//
-// Where workers that take whole queries are hardly slower than evenly loaded ones, queries stay whole: adding up parts
-// takes about as long as kCombineUnits units.
-constexpr int kCombineUnits = 3;
+// The cut before a part if every query has as many units: by whichever way should take the fewest units' time,
+//   pieces     every query in as many equal pieces as there are parts for it; whole queries if there are more than
+//   parts a line     parts of equal length, most of which hold pieces of two queries
+// Adding up pieces takes about as long as kCombineUnits units, a second query in a part kSecondUnits.
+constexpr int kCombineUnits = 3, kSecondUnits = 2;
 __host__ __device__ constexpr DecodeCut even_cut(int64_t part, int64_t parts, int64_t queries, int64_t units) {
-  int64_t const most_whole = (queries + parts - 1) / parts;
-  if (most_whole * units * parts <= queries * units + kCombineUnits * parts) return {int(part * queries / parts), 0};
+  int64_t const room = queries > 0 ? parts / queries : 1, pieces = room < 1 ? 1 : room < units ? room : units;
+  int64_t const longest = (queries + parts - 1) / parts * ((units + pieces - 1) / pieces);
+  int64_t const line = queries * units / parts + kCombineUnits + kSecondUnits;
+  if (longest + (pieces > 1 ? kCombineUnits : 0) <= line) {
+    if (room < 1) return {int(part * queries / parts), 0};
+    int64_t const query = part / pieces;
+    if (query >= queries) return {int(queries), 0};
+    return {int(query), int(part % pieces * units / pieces)};
+  }
   int64_t const at = unit_before(part, parts, queries * units);
   return {int(at / units), int(at % units)};
 }
