@@ -6,12 +6,29 @@ import pytest
 import torch
 
 sys.path.insert(0, os.path.dirname(__file__))  # cases and oracle, also under other import modes
+sys.path.insert(1, os.path.dirname(os.path.dirname(__file__)))  # tests.emulator, build_tools
 
 import dsa_ext  # noqa: E402
 
 
 def pytest_addoption(parser):
     parser.addoption("--require-gpu", action="store_true", help="tests that need a GPU fail instead of being skipped")
+    parser.addoption(
+        "--emulate",
+        metavar="ARCH",
+        help="run the kernels for sm_90a on the CPU instead (docs/emulator.md); only tests that take a device",
+    )
+
+
+def pytest_configure(config):
+    config.emulator = None
+    if arch := config.getoption("--emulate"):
+        from tests.emulator import session
+
+        try:
+            config.emulator = session.start(arch)
+        except ValueError as error:
+            raise pytest.UsageError(f"--emulate={arch}: {error}") from None
 
 
 def _why_no_gpu() -> str | None:
@@ -43,9 +60,44 @@ def _forward_only():
         yield
 
 
-@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def pytest_generate_tests(metafunc):
+    given = {name for mark in metafunc.definition.iter_markers("parametrize") for name in _names(mark.args[0])}
+    if "device" not in metafunc.fixturenames or "device" in given:
+        return
+    if metafunc.config.emulator is None:
+        metafunc.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)], indirect=True)
+    else:
+        from tests.emulator.control import RUNS
+
+        metafunc.parametrize("device", RUNS, indirect=True, ids=lambda run: run.name)
+
+
+def _names(argument: str | list[str]) -> list[str]:
+    return argument.replace(",", " ").split() if isinstance(argument, str) else list(argument)
+
+
+def pytest_collection_modifyitems(config, items):
+    if config.emulator is None:
+        return
+    emulated = [item for item in items if _is_emulated(item)]
+    config.hook.pytest_deselected(items=[item for item in items if not _is_emulated(item)])
+    items[:] = emulated
+
+
+def _is_emulated(item) -> bool:
+    parameters = item.callspec.params if hasattr(item, "callspec") else {}
+    return not isinstance(parameters.get("device", ""), str)
+
+
+@pytest.fixture
 def device(request) -> str:
-    return request.param
+    """Where the ops run: "cpu", "cuda", or an emulated device, whose tensors are the CPU's."""
+    if request.config.emulator is None:
+        return request.param
+    from tests.emulator.session import EmulatedDevice
+
+    request.config.emulator.configure(request.param)
+    return EmulatedDevice()
 
 
 @pytest.fixture

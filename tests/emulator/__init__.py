@@ -1,0 +1,1 @@
+"""Runs the project's kernels without a GPU: docs/emulator.md."""

@@ -1,0 +1,133 @@
+// The state of a launch: clusters of CTAs of warps, their barriers and what is still under way.
+#pragma once
+
+#include <deque>
+#include <functional>
+#include <random>
+#include <set>
+#include <vector>
+
+#include "ptx.h"
+#include "settings.h"
+
+namespace emu {
+
+using Task = std::function<void()>;
+
+// Lanes that stand at one instruction. A warp is several of these where it has diverged.
+struct Group {
+  enum Wait : u8 { kNone, kMbarrier, kNamedBarrier, kConvergence, kCluster, kWgmma };
+  u32 mask;
+  i32 pc = 0;
+  Wait wait = kNone;
+  u32 address = 0;  // of the mbarrier, or the named barrier's number
+  u32 parity = 0;
+};
+
+// cp.async and bulk stores: a thread's operations in commit groups, done when it waits for them or, at the latest,
+// when they are collected for an mbarrier.
+class CommitGroups {
+ public:
+  void add(int lane, Task task) { pending_.push_back({lane, committed_[lane], std::move(task)}); }
+  void commit(u32 mask) {
+    for_lanes(mask, [&](int lane) { ++committed_[lane]; });
+  }
+  void wait(u32 mask, u32 newest_left);  // runs all but so many of the newest groups
+  void wait_all(u32 mask);               // runs uncommitted ones as well
+  std::vector<Task> take(u32 mask);      // hands them over, to run later
+  bool empty() const { return pending_.empty(); }
+
+ private:
+  struct Pending {
+    int lane;
+    u32 group;
+    Task task;
+  };
+  std::vector<Pending> pending_;
+  u32 committed_[kLanes] = {};
+};
+
+struct WgmmaTask {
+  Task task;
+  u32 group;
+};
+
+struct Cta;
+struct Cluster;
+
+struct Warp {
+  Cta* cta = nullptr;
+  int id = 0;
+  u8* registers = nullptr;
+  u32 alive = 0;
+  std::vector<Group> groups;
+  int current = 0;  // the group that is running
+  u64 executed = 0;
+  int cluster_phase = 0;  // when it arrived
+  bool at_cluster_barrier = false;
+
+  // wgmma is collective: task number n of all four warps of a warpgroup runs at once.
+  std::deque<WgmmaTask> wgmma;
+  u32 wgmma_group = 0;
+  u64 wgmma_done = 0;
+  std::vector<u8> unfenced;  // registers written since the last wgmma.fence (settings.wgmma_fences)
+
+  CommitGroups copies, bulk_stores;
+  std::deque<Task> tmem_loads, tmem_stores;
+  std::vector<std::pair<u32, u32>> unfenced_shared;  // lane and 16-byte line (settings.proxy_fences)
+
+  Group& group() { return groups[current]; }
+};
+
+struct NamedBarrier {
+  u32 arrived = 0, expected = 0;
+};
+
+struct Cta {
+  Cluster* cluster;
+  u32 rank;  // in the cluster
+  u32 id[3], in_cluster[3];
+  std::vector<u8> shared;  // the first KiB is the system's, as on the device
+  u32 dynamic_offset;
+  std::vector<Warp> warps;
+  std::vector<u8> registers, local;
+  NamedBarrier named[16];
+  std::set<u32> mbarriers;  // offsets of those initialised
+  std::vector<u32> tmem;    // 128 lanes x 512 columns
+  u32 tmem_allocated = 0;
+  std::vector<u32> writer;  // of each 16-byte line written without a proxy fence since: thread + 1
+  int threads;
+};
+
+struct Launch {
+  Kernel* kernel;
+  u32 grid[3], block[3], cluster[3];
+  u32 dynamic_shared;
+  u32 sms;
+  u8* parameters;
+};
+
+struct Cluster {
+  Launch* launch;
+  std::vector<Cta> ctas;
+  int phase = 0;
+  std::deque<Task> copies;  // TMA and bulk copies: complete in any order
+  std::deque<Task> tensor;  // tcgen05: completes in order
+  u32 landing = 0;          // of the copies, those that write shared memory
+};
+
+// Runs the launch and returns the number of warp instructions; a Fault says where it happened.
+u64 run_launch(Launch& launch);
+
+// Whether all of `lanes` that still live stand here. If not, the group waits, and the instruction runs again once they
+// do: the caller returns at once.
+bool converged(Warp& warp, u32 lanes);
+
+// Runs `task` now, or late where the schedule says so.
+void complete_copy(Cluster& cluster, bool lands_in_shared, Task task);
+void complete_tensor(Cluster& cluster, Task task);
+bool run_some_late_task(Cluster& cluster);
+
+std::mt19937& random_numbers();
+
+}  // namespace emu

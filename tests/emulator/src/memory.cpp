@@ -1,0 +1,105 @@
+#include "memory.h"
+
+#include "registers.h"
+
+namespace emu {
+
+Allocations& allocations() {
+  static auto* const all = new Allocations;  // kernels' static constructors come first, destructors after
+  return *all;
+}
+
+void Allocations::add(void* memory, size_t bytes) {
+  u64 const begin = reinterpret_cast<u64>(memory);
+  Range& range = ranges_[begin];
+  range.end = std::max(range.end, begin + bytes);
+  ++range.count;
+}
+
+void Allocations::remove(void* memory) {
+  auto const found = ranges_.find(reinterpret_cast<u64>(memory));
+  if (found == ranges_.end() || --found->second.count > 0) return;
+  ranges_.erase(found);
+  begin_ = end_ = 0;
+}
+
+bool Allocations::contains(u64 address, u64 bytes) {
+  if (address >= begin_ && address + bytes <= end_) return true;
+  auto found = ranges_.upper_bound(address);
+  if (found == ranges_.begin()) return false;
+  --found;
+  if (address + bytes > found->second.end) return false;
+  begin_ = found->first;
+  end_ = found->second.end;
+  return true;
+}
+
+u8* global_memory(u64 address, u64 bytes, char const* what) {
+  constexpr u64 kNullPage = 4096;
+  bool const allowed = settings.bounds ? allocations().contains(address, bytes) : address >= kNullPage;
+  if (!allowed) fault("global address %#lx, %lu bytes, is outside every allocation: %s", address, bytes, what);
+  return reinterpret_cast<u8*>(address);
+}
+
+u8* shared_memory(Cta& cta, u32 address, u32 bytes) {
+  u32 const rank = address >> 24, offset = address & kOffsetMask;
+  auto& ctas = cta.cluster->ctas;
+  if (rank >= ctas.size() || offset < kSharedReserved || offset + bytes > ctas[rank].shared.size())
+    fault("shared address %#x, %u bytes, is outside the CTA's %zu bytes", address, bytes,
+          cta.shared.size() - cta.dynamic_offset);
+  return ctas[rank].shared.data() + offset;
+}
+
+u8* memory(Warp& w, int lane, u64 address, u32 bytes, Instruction const& i) {
+  switch (i.space) {
+    case Space::kShared: return shared_memory(*w.cta, u32(address), bytes);
+    case Space::kParameter: return reinterpret_cast<u8*>(address);
+    case Space::kGlobal: return global_memory(address, bytes, i.text.c_str());
+    default: break;
+  }
+  if (i.space == Space::kLocal || address >> 60 == kLocalBit >> 60) {
+    u64 const size = w.cta->cluster->launch->kernel->local, offset = address & ~kLocalBit;
+    if (offset + bytes > size) fault("local address %#lx, %u bytes, is outside the thread's %lu", offset, bytes, size);
+    return w.cta->local.data() + (w.id * kLanes + lane) * size + offset;
+  }
+  if (address >> 60 == kSharedBit >> 60) return shared_memory(*w.cta, u32(address), bytes);
+  return global_memory(address, bytes, i.text.c_str());
+}
+
+void addresses_of(Warp const& w, Operand const& o, u64* addresses) {
+  Lanes<u64> scratch;
+  u64 const* const base = read<u64>(w, o.parts[0], scratch);
+  for (int l = 0; l < kLanes; ++l) addresses[l] = base[l] + o.value;
+}
+
+void note_write(Warp& w, int lane, u32 address, u32 bytes) {
+  Cta& cta = *w.cta;
+  if (!settings.proxy_fences || address >> 24 != cta.rank) return;
+  u32 const offset = address & kOffsetMask;
+  if (cta.writer.empty()) cta.writer.resize(cta.shared.size() / 16 + 1);
+  for (u32 line = offset / 16; line <= (offset + bytes - 1) / 16; ++line) {
+    cta.writer[line] = u32(w.id * kLanes + lane + 1);
+    w.unfenced_shared.push_back({u32(lane), line});
+  }
+}
+
+void proxy_fence(Warp& w, Instruction const&, u32 mask) {
+  if (!settings.proxy_fences) return;
+  std::erase_if(w.unfenced_shared, [&](auto const& write) {
+    auto const [lane, line] = write;
+    if (!has_lane(mask, int(lane))) return false;
+    if (w.cta->writer[line] == w.id * kLanes + lane + 1) w.cta->writer[line] = 0;
+    return true;
+  });
+}
+
+void check_async_read(Cta& cta, u32 address, u32 bytes, char const* reader) {
+  if (!settings.proxy_fences || cta.writer.empty()) return;
+  u32 const offset = address & kOffsetMask;
+  for (u32 line = offset / 16; line <= (offset + bytes - 1) / 16; ++line)
+    if (u32 const thread = cta.writer[line])
+      fault("%s reads shared memory at dynamic offset %d that thread %u wrote without a proxy fence since", reader,
+            int(line * 16) - int(cta.dynamic_offset), thread - 1);
+}
+
+}  // namespace emu

@@ -1,0 +1,54 @@
+// Address spaces: which memory a kernel may touch, and where it is on the host.
+#pragma once
+
+#include <map>
+
+#include "machine.h"
+#include "parser.h"
+
+namespace emu {
+
+constexpr u64 kSharedBit = 1ull << 60;  // of a generic address; kLocalBit is parser.h's
+// A shared-window address: the CTA's rank in bits 24 and up, an offset below.
+constexpr u32 kOffsetMask = 0xffffff;
+
+inline u32 in_cta(u32 rank, u32 address) { return rank << 24 | (address & kOffsetMask); }
+
+// Memory that kernels may touch. Ranges may repeat; they are counted.
+class Allocations {
+ public:
+  void add(void* memory, size_t bytes);
+  void remove(void* memory);
+  bool contains(u64 address, u64 bytes);
+
+ private:
+  struct Range {
+    u64 end;
+    u32 count;
+  };
+  std::map<u64, Range> ranges_;
+  u64 begin_ = 0, end_ = 0;  // where the last access was
+};
+Allocations& allocations();
+
+// Host memory of `bytes` bytes of global memory; `what` is for the report.
+u8* global_memory(u64 address, u64 bytes, char const* what);
+// Of shared memory, this CTA's or, by the address's rank, another's in the cluster.
+u8* shared_memory(Cta& cta, u32 address, u32 bytes);
+// Of any state space, as thread `lane` sees it.
+u8* memory(Warp& warp, int lane, u64 address, u32 bytes, Instruction const& instruction);
+
+// A memory operand's addresses.
+void addresses_of(Warp const& warp, Operand const& operand, u64* addresses);
+
+// --- settings.proxy_fences: a thread's writes to its CTA's shared memory are noted until it runs a proxy fence; the
+// async proxy (wgmma, tcgen05, TMA, bulk copies) may not read what is noted.
+void note_write(Warp& warp, int lane, u32 address, u32 bytes);
+void proxy_fence(Warp& warp, Instruction const& instruction, u32 mask);
+void check_async_read(Cta& cta, u32 address, u32 bytes, char const* reader);
+
+inline bool is_shared(Instruction const& i, u64 address) {
+  return i.space == Space::kShared || (i.space == Space::kGeneric && (address & kSharedBit) != 0);
+}
+
+}  // namespace emu

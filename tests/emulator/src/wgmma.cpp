@@ -1,0 +1,188 @@
+// wgmma: products of a warpgroup, with the left operand in shared memory or registers.
+//
+// They are collective: product number n of the four warps runs when all four have issued it and it is due. Until then
+// the accumulators keep their old values.
+#include <algorithm>
+#include <cstdlib>
+
+#include "families.h"
+#include "matrix.h"
+#include "registers.h"
+#include "wgmma.h"
+
+namespace emu {
+namespace {
+
+constexpr int kRows = 16;  // of a warp
+
+Warp& sibling(Warp& w, int n) { return w.cta->warps[w.id / 4 * 4 + n]; }
+
+// The right operand, fetched once for the four warps.
+struct RightOperand {
+  u64 descriptor = 0;
+  bool fetched = false;
+  u16 elements[256 * kStepK];
+};
+RightOperand right_operand;
+
+void run_issued(Warp& w, u64 up_to) {
+  for (;;) {
+    for (int n = 0; n < 4; ++n) {
+      Warp& x = sibling(w, n);
+      if (x.wgmma.empty() || x.wgmma_done > up_to) return;
+    }
+    right_operand.fetched = false;
+    for (int n = 0; n < 4; ++n) {
+      Warp& x = sibling(w, n);
+      x.wgmma.front().task();
+      x.wgmma.pop_front();
+      ++x.wgmma_done;
+    }
+  }
+}
+
+constexpr u32 kFp8 = 1;
+
+// Accumulator register r of lane l stands at this row and column of the warp's 16 rows.
+int row_of(int lane, int r) { return lane / 4 + 8 * (r / 2 % 2); }
+int column_of(int lane, int r) { return r / 4 * 8 + lane % 4 * 2 + r % 2; }
+
+struct Product {
+  Warp* warp;
+  Instruction const* instruction;
+  u64 left, right;            // descriptors
+  std::vector<u32> fragment;  // the left operand in registers: four of each lane
+  bool accumulate, left_across, right_across;
+
+  void fetch_left(Cta& cta, int first, Element element, u16* a) const {
+    if (fragment.empty()) {
+      int const first_row = warp->id % 4 * kRows;
+      fetch(cta, MatrixDescriptor::of_wgmma(left), {first_row, kRows, first, kStepK}, left_across, element, a);
+      return;
+    }
+    for (int r = 0; r < 4; ++r)
+      for (int l = 0; l < kLanes; ++l) {
+        int const row = l / 4 + 8 * (r % 2), column = l % 4 * 2 + 8 * (r / 2);
+        a[row * kStepK + column] = u16(fragment[r * kLanes + l]);
+        a[row * kStepK + column + 1] = u16(fragment[r * kLanes + l] >> 16);
+      }
+  }
+
+  void operator()() const {
+    Cta& cta = *warp->cta;
+    int const n = instruction->count;
+    bool const fp8 = instruction->option & kFp8;
+    Element const element = fp8 ? Element::kE4m3 : Element::kBf16;
+    auto const& accumulators = instruction->operands[0].parts;
+    thread_local float d[kRows * 256];
+    for (int r = 0; r < n / 2; ++r) {
+      float const* const lanes = register_lanes<float>(*warp, accumulators[r]);
+      for (int l = 0; l < kLanes; ++l) d[row_of(l, r) * n + column_of(l, r)] = lanes[l];
+    }
+    for (int step = 0; step < (fp8 ? 2 : 1); ++step) {
+      u16 a[kRows * kStepK];
+      fetch_left(cta, step * kStepK, element, a);
+      if (!right_operand.fetched || right_operand.descriptor != right || fp8) {
+        fetch(cta, MatrixDescriptor::of_wgmma(right), {0, n, step * kStepK, kStepK}, right_across, element,
+              right_operand.elements);
+        right_operand.descriptor = right;
+        right_operand.fetched = true;
+      }
+      multiply(a, right_operand.elements, d, kRows, n, accumulate || step > 0);
+    }
+    for (int r = 0; r < n / 2; ++r) {
+      float* const lanes = register_lanes<float>(*warp, accumulators[r]);
+      for (int l = 0; l < kLanes; ++l) lanes[l] = d[row_of(l, r) * n + column_of(l, r)];
+    }
+  }
+};
+
+// --- settings.wgmma_fences: the registers that a product uses may not have been written since the last wgmma.fence,
+// by anything but products.
+
+void require_fenced(Warp const& w, Operand const& o) {
+  for (Operand const& part : o.parts)
+    if (part.kind == Operand::kRegister && w.unfenced[part.offset / kRegisterUnit])
+      fault("wgmma uses a register that was written without a wgmma.fence since");
+}
+
+// {accumulators}, left, right, accumulate?, sign, sign[, left across][, right across]
+void issue(Warp& w, Instruction const& i, u32 mask) {
+  if (!converged(w, kAllLanes)) return;
+  if (mask != kAllLanes) fault("wgmma by a part of a warp");
+  auto const& o = i.operands;
+  bool const registers = o[1].kind == Operand::kVector;
+  if (settings.wgmma_fences) {
+    // An accumulator whose old value does not count is only written.
+    if (read_lane<u8>(w, o[3], 0)) require_fenced(w, o[0]);
+    if (registers) require_fenced(w, o[1]);
+    for (Operand const& part : o[0].parts) w.unfenced[part.offset / kRegisterUnit] = 0;  // the product's, from now on
+  }
+  auto const flag = [&](size_t n) { return n < o.size() && o[n].value != 0; };
+  if (!flag(4)) fault("wgmma with a negated operand");
+  Product p{&w, &i, 0, read_lane<u64>(w, o[2], 0), {}, read_lane<u8>(w, o[3], 0) != 0, false, false};
+  if (registers) {
+    p.right_across = flag(6);
+    for (Operand const& part : o[1].parts) {
+      Lanes<u32> scratch;
+      u32 const* const values = read<u32>(w, part, scratch);
+      p.fragment.insert(p.fragment.end(), values, values + kLanes);
+    }
+  } else {
+    p.left = read_lane<u64>(w, o[1], 0);
+    p.left_across = flag(6);
+    p.right_across = flag(7);
+  }
+  w.wgmma.push_back({std::move(p), w.wgmma_group});
+  if (settings.schedule != Schedule::kLate) run_issued(w, ~0ull >> 1);
+}
+
+void commit(Warp& w, Instruction const&, u32) { ++w.wgmma_group; }
+
+void wait(Warp& w, Instruction const& i, u32) {
+  u32 const newest_left = u32(i.operands[0].value);
+  auto const due = std::count_if(w.wgmma.begin(), w.wgmma.end(),
+                                 [&](WgmmaTask const& t) { return t.group + newest_left < w.wgmma_group; });
+  if (due == 0) return;
+  u64 const last = w.wgmma_done + u64(due) - 1;
+  run_issued(w, last);
+  if (w.wgmma_done > last) return;
+  w.group().wait = Group::kWgmma;
+}
+
+void fence(Warp& w, Instruction const&, u32) { std::fill(w.unfenced.begin(), w.unfenced.end(), u8(0)); }
+
+}  // namespace
+
+void note_register_writes(Warp& w, Instruction const& i) {
+  if (i.operands.empty() || i.execute == issue) return;
+  auto const mark = [&](Operand const& o, bool written) {
+    if (o.kind == Operand::kRegister) w.unfenced[o.offset / kRegisterUnit] = written;
+  };
+  // A copy is as fenced as its source: the compiler may move registers between the fence and the product.
+  bool const copy = i.text.find("mov.") != std::string::npos && i.operands.size() == 2 &&
+                    i.operands[1].kind == Operand::kRegister && i.operands[0].kind == Operand::kRegister;
+  if (copy) return mark(i.operands[0], w.unfenced[i.operands[1].offset / kRegisterUnit] != 0);
+  mark(i.operands[0], true);
+  if (i.operands[0].kind == Operand::kVector)
+    for (Operand const& part : i.operands[0].parts) mark(part, true);
+}
+
+Execute decode_wgmma(Instruction& i, Mnemonic& m) {
+  if (m.root() != "wgmma" || !m.take("sync") || !m.take("aligned")) return nullptr;
+  if (m.take("fence")) return fence;
+  if (m.take("commit_group")) return commit;
+  if (m.take("wait_group")) return wait;
+  // wgmma.mma_async.sync.aligned.m64n8k16.f32.bf16.bf16
+  std::string const shape = m.take_at(4), sum = m.take_at(5), left = m.take_at(6), right = m.take_at(7);
+  size_t const n = shape.find('n'), k = shape.find('k');
+  if (!m.take("mma_async") || sum != "f32" || left != right || !shape.starts_with("m64n") || k == shape.npos)
+    return nullptr;
+  i.count = u16(atoi(shape.c_str() + n + 1));
+  bool const bf16 = left == "bf16" && shape.substr(k) == "k16", fp8 = left == "e4m3" && shape.substr(k) == "k32";
+  if (fp8 && i.operands[1].kind == Operand::kVector) return nullptr;
+  i.option = fp8 ? kFp8 : 0;
+  return bf16 || fp8 ? issue : nullptr;
+}
+
+}  // namespace emu
