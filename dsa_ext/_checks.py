@@ -139,6 +139,18 @@ def check_writable(op: str, name: str, tensor: Tensor) -> None:
         last += stride * (size - 1)
 
 
+def check_device_of_q(op: str, q: Tensor, plain: bool) -> bool:
+    """Checks q's device, and its dtype for what will run there; returns whether that is a kernel."""
+    kernel = q.is_cuda and not plain
+    if not (q.is_cuda or q.is_cpu or q.is_meta or plain):
+        raise NotImplementedError(f"{op}: q is on {q.device}, expected a CUDA or a CPU device")
+    if kernel:
+        check_dtype(op, "q", q, torch.bfloat16, why=" on a CUDA device")
+    else:
+        check_dtype(op, "q", q, *CPU_DTYPES)
+    return kernel
+
+
 def check_sparse_mla_fwd(
     op: str,
     q: Tensor,
@@ -156,13 +168,7 @@ def check_sparse_mla_fwd(
     check_tensor(op, "kv", kv)
     check_tensor(op, "idx", idx)
 
-    kernel = q.is_cuda and not plain
-    if not (q.is_cuda or q.is_cpu or q.is_meta or plain):
-        raise NotImplementedError(f"{op}: q is on {q.device}, expected a CUDA or a CPU device")
-    if kernel:
-        check_dtype(op, "q", q, torch.bfloat16, why=" on a CUDA device")
-    else:
-        check_dtype(op, "q", q, *CPU_DTYPES)
+    kernel = check_device_of_q(op, q, plain)
     check_dtype(op, "kv", kv, q.dtype, why=" as q")
     check_dtype(op, "idx", idx, torch.int32)
     check_same_device(op, "kv", kv, q)

@@ -7,8 +7,8 @@ from torch import Tensor
 
 from . import _checks
 from ._checks import (
-    CPU_DTYPES,
     _bad_shape,
+    check_device_of_q,
     check_dtype,
     check_int,
     check_last_dim_contiguous,
@@ -49,13 +49,7 @@ def check_sparse_mla_decode(
     check_tensor(op, "q", q)
     check_tensor(op, "kv_cache", kv_cache)
     check_tensor(op, "idx", idx)
-    kernel = q.is_cuda and not plain
-    if not (q.is_cuda or q.is_cpu or q.is_meta or plain):
-        raise NotImplementedError(f"{op}: q is on {q.device}, expected a CUDA or a CPU device")
-    if kernel:
-        check_dtype(op, "q", q, torch.bfloat16, why=" on a CUDA device")
-    else:
-        check_dtype(op, "q", q, *CPU_DTYPES)
+    kernel = check_device_of_q(op, q, plain)
     if q.dim() != 4:
         _bad_shape(op, "q", q, "(b, s_q, h_q, d_qk)")
     check_last_dim_contiguous(op, "q", q)
