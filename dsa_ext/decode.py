@@ -73,10 +73,11 @@ def sparse_mla_decode(
     On CUDA (Hopper; runs on the current stream, does not synchronise, can be captured in a CUDA graph) q is bfloat16,
     and so is a cache that is not quantised. The keys of a request are split over several parts of the device by the
     plan: results are the same bits on every launch with the same plan, and with a batch-invariant plan a request's do
-    not depend on who shares its batch. A NaN code (0x7f, 0xff) in a slot that an index names
-    gives NaN or 480 times its scale: the fast conversion knows no NaN. NaN scales and bf16 elements give NaN. On the CPU it is the reference implementation: any float dtype, any d_qk >= 512
-    for a cache that is not quantised, and a plan has no effect. The last dimension of q, kv_cache and idx is
-    contiguous; their other strides are free, except that the bytes of a page of format "v4" are contiguous.
+    not depend on who shares its batch. A NaN code (0x7f, 0xff) in a slot that an index names gives NaN or 480 times its
+    scale: the fast conversion knows no NaN. NaN scales and bf16 elements give NaN. On the CPU it is the reference
+    implementation: any float dtype, any d_qk >= 512 for a cache that is not quantised, and a plan has no effect. The
+    last dimension of q, kv_cache and idx is contiguous; their other strides are free, except that the bytes of a page
+    of format "v4" are contiguous.
 
     Raises:
         TypeError: an argument has the wrong type or dtype.
