@@ -32,6 +32,13 @@ STABLE_TORCH_LIBRARY(dsa_ext, m) {
       "plan_sparse_mla_decode_size(int sms, int batch, int s_q, int h_q, int topk, int extra_topk, "
       "bool batch_invariant) -> int");
 
+  m.def(
+      "topk_indices(Tensor logits, int k, Tensor? lengths=None, Tensor? row_starts=None, Tensor? block_table=None, "
+      "int? page_size=None, Tensor? offsets=None) -> Tensor");
+  m.def(
+      "topk_indices_out(Tensor logits, int k, Tensor? lengths, Tensor? row_starts, Tensor? block_table, "
+      "int? page_size, Tensor? offsets, Tensor(a!) out) -> ()");
+
   m.def("pack_kv_cache(Tensor kv, str format, int? page_size, str scale_format) -> Tensor");
   m.def("unpack_kv_cache(Tensor packed, str format) -> Tensor");
   m.def("store_kv_cache(Tensor kv, Tensor(a!) kv_cache, Tensor slots, str format, str scale_format) -> ()");

@@ -20,6 +20,7 @@ from ._build_info import build_info
 from .attention import sparse_mla_fwd
 from .cache import pack_kv_cache, store_kv_cache, unpack_kv_cache
 from .decode import plan_sparse_mla_decode, sparse_mla_decode
+from .topk import topk_indices
 
 __all__ = [
     "build_info",
@@ -29,6 +30,7 @@ __all__ = [
     "sparse_mla_decode",
     "sparse_mla_fwd",
     "store_kv_cache",
+    "topk_indices",
     "unpack_kv_cache",
 ]
 __version__: str = _C.build_info()["version"]

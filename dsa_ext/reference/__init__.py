@@ -3,5 +3,13 @@
 from .attention import sparse_mla_fwd
 from .cache import pack_kv_cache, store_kv_cache, unpack_kv_cache
 from .decode import sparse_mla_decode
+from .topk import topk_indices
 
-__all__ = ["pack_kv_cache", "sparse_mla_decode", "sparse_mla_fwd", "store_kv_cache", "unpack_kv_cache"]
+__all__ = [
+    "pack_kv_cache",
+    "sparse_mla_decode",
+    "sparse_mla_fwd",
+    "store_kv_cache",
+    "topk_indices",
+    "unpack_kv_cache",
+]

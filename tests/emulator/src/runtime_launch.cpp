@@ -174,6 +174,17 @@ cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(int* ctas, vo
   *ctas = emu::ctas_per_multiprocessor(*f->kernel, threads, dynamic);
   return cudaSuccess;
 }
+cudaError_t cudaOccupancyMaxActiveClusters(int* clusters, void const* handle, cudaLaunchConfig_t const* config) {
+  emu::Function const* const f = emu::find_function(handle);
+  if (f == nullptr) return emu::remember(cudaErrorInvalidDeviceFunction);
+  unsigned ctas = 1;
+  for (unsigned n = 0; n < config->numAttrs; ++n)
+    if (config->attrs[n].id == cudaLaunchAttributeClusterDimension) ctas = config->attrs[n].val.clusterDim.x;
+  int const threads = int(config->blockDim.x);
+  int const each = emu::ctas_per_multiprocessor(*f->kernel, threads, config->dynamicSmemBytes);
+  *clusters = ctas > (f->non_portable_cluster ? 16 : 8) ? 0 : each * emu::multiprocessors(emu::settings.arch) / int(ctas);
+  return cudaSuccess;
+}
 cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* ctas, void const* handle, int threads, size_t dynamic) {
   return cudaOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(ctas, handle, threads, dynamic, 0);
 }

@@ -1,0 +1,91 @@
+// Histograms of a digit in shared memory, and the search in them. All functions are for the whole CTA.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include "config.h"
+
+namespace dsa::topk {
+
+__device__ __forceinline__ uint32_t warp_inclusive_sum(uint32_t x) {
+  int const lane = threadIdx.x % 32;
+#pragma unroll
+  for (int d = 1; d < 32; d *= 2) {
+    uint32_t const other = __shfl_up_sync(~0u, x, d);
+    if (lane >= d) x += other;
+  }
+  return x;
+}
+
+// The sum of the threads before, and of all. A barrier must come before the next call.
+__device__ __forceinline__ uint32_t exclusive_sum(SharedStorage& s, uint32_t x, uint32_t& total) {
+  int const lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  uint32_t const inclusive = warp_inclusive_sum(x);
+  if (lane == 31) s.warp_sums[warp] = inclusive;
+  __syncthreads();
+  uint32_t before = 0;
+  total = 0;
+#pragma unroll
+  for (int w = 0; w < kWarps; ++w) {
+    if (w < warp) before += s.warp_sums[w];
+    total += s.warp_sums[w];
+  }
+  return before + inclusive - x;
+}
+
+// Adds the bins of those lanes that take part; for a whole warp. Rows in which one bin has nearly everything are common,
+// and adding to one address would make the lanes wait for each other: one lane does it for the first lane's bin.
+__device__ __forceinline__ void count(SharedStorage& s, bool takes_part, uint32_t bin) {
+  int const lane = threadIdx.x % 32;
+  uint32_t const active = __ballot_sync(~0u, takes_part);
+  if (active == 0) return;
+  int const first = __ffs(active) - 1;
+  bool const with_first = takes_part && bin == __shfl_sync(~0u, bin, first);
+  uint32_t const same = __ballot_sync(~0u, with_first);
+  if (lane == first)
+    atomicAdd(&s.bins[bin], uint32_t(__popc(same)));
+  else if (takes_part && !with_first)
+    atomicAdd(&s.bins[bin], 1u);
+}
+
+struct Found {
+  uint32_t bin;    // the greatest with `need` or more in it and the bins above
+  uint32_t need;   // how many of it make up `need`
+  uint32_t count;  // how many are in it
+};
+
+// Searches from the top and leaves the bins zero. Returns how many there are in all: `found` has a meaning if these are
+// `need` or more, and need >= 1. What was counted before a barrier is seen.
+__device__ __forceinline__ uint32_t find_bin(SharedStorage& s, uint32_t need, Found& found) {
+  constexpr int kEach = kBins / kThreads;
+  int const first = kBins - (int(threadIdx.x) + 1) * kEach;
+  uint32_t counts[kEach];
+  uint32_t sum = 0;
+#pragma unroll
+  for (int i = 0; i < kEach; i += 4) {
+    uint4* const four = reinterpret_cast<uint4*>(&s.bins[first + i]);
+    uint4 const c = *four;
+    *four = {0, 0, 0, 0};
+    counts[i] = c.x, counts[i + 1] = c.y, counts[i + 2] = c.z, counts[i + 3] = c.w;
+    sum += c.x + c.y + c.z + c.w;
+  }
+  uint32_t total, above = exclusive_sum(s, sum, total);
+  if (above < need && need <= above + sum) {
+    bool missing = true;
+#pragma unroll
+    for (int i = kEach - 1; i >= 0; --i) {
+      if (missing && need <= above + counts[i]) {
+        s.found_bin = first + i;
+        s.found_need = need - above;
+        s.found_count = counts[i];
+        missing = false;
+      }
+      above += counts[i];
+    }
+  }
+  __syncthreads();
+  found = {s.found_bin, s.found_need, s.found_count};
+  return total;
+}
+
+}  // namespace dsa::topk
