@@ -40,7 +40,8 @@ __device__ __forceinline__ void count(SharedStorage& s, bool takes_part, uint32_
   uint32_t const active = __ballot_sync(~0u, takes_part);
   if (active == 0) return;
   int const first = __ffs(active) - 1;
-  bool const with_first = takes_part && bin == __shfl_sync(~0u, bin, first);
+  uint32_t const bin_of_first = __shfl_sync(~0u, bin, first);
+  bool const with_first = takes_part && bin == bin_of_first;
   uint32_t const same = __ballot_sync(~0u, with_first);
   if (lane == first)
     atomicAdd(&s.bins[bin], uint32_t(__popc(same)));
