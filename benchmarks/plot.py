@@ -11,12 +11,14 @@ Row = dict[str, Any]
 
 
 def draw(result: dict[str, Any], path: Path) -> None:
-    """A panel for each head count, with the ceilings as lines."""
+    """A panel for each head count, with the ceilings as lines; of topk one panel."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
+    if result["benchmark"] == "topk":
+        return _draw_topk(pyplot, result, path)
     panel = _decode_panel if result["benchmark"] == "decode" else _prefill_panel
     rows = [row for row in result["rows"] if not row["error"]]
     heads = sorted({row["h_q"] for row in rows}, reverse=True)
@@ -37,6 +39,29 @@ def draw(result: dict[str, Any], path: Path) -> None:
     run, op = result["run"], rows[0]["op"]
     what = f"topk {rows[0]['topk']}, FP8 cache" if result["benchmark"] == "decode" else f"{rows[0]['s_q']} queries"
     figure.suptitle(f"{op}, {what}, {run['gpu'] or 'CPU'}, commit {run['commit']}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=130)
+    pyplot.close(figure)
+
+
+def _draw_topk(pyplot: Any, result: dict[str, Any], path: Path) -> None:
+    """Bars: how fast each row's logits go through."""
+    rows = [row for row in result["rows"] if not row["error"]]
+    figure, axis = pyplot.subplots(figsize=(10, 3.4), layout="constrained")
+    series = [("dsa_ext", "ms", OURS), (" ".join(result["peers"]), "peer_ms", PEER), ("torch.topk", "torch_ms", LINE)]
+    for i, (label, key, color) in enumerate(series):
+        timed = [(x + 0.27 * (i - 1), row) for x, row in enumerate(rows) if row.get(key)]
+        rates = [row["bytes"] / row[key] / 1e9 for _, row in timed]
+        if timed:
+            axis.bar([x for x, _ in timed], rates, 0.27, color=color, label=label)
+    if result["copy_tb_s"]:
+        axis.axhline(result["copy_tb_s"], color=LINE, linewidth=1, linestyle="--", label="device copy")
+    axis.set_xticks(range(len(rows)), [row["row"].replace("-", "\n") for row in rows], fontsize=8)
+    axis.set_ylabel("TB/s")
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.legend(frameon=False, fontsize=8)
+    run = result["run"]
+    figure.suptitle(f"topk_indices, {run['gpu'] or 'CPU'}, commit {run['commit']}")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130)
     pyplot.close(figure)

@@ -1,9 +1,9 @@
 // One reading of a row, whose result is a list that holds its k best and little else.
 //
-// Rounds: every thread of the row's CTAs looks at kVectors vectors, which it has asked for in the round before, and puts what
-// lies above the threshold into the leading CTA's list, in any order. If the list has no room for some warp's, all wait
-// while the leader keeps the k best and raises the threshold to the worst of these; then those warps try again. So no
-// distribution of scores, or of their places in the row, makes the list overflow.
+// Rounds: every thread of the row's CTAs looks at kVectors vectors, which it has asked for in the round before, and
+// puts what lies above the threshold into the leading CTA's list, in any order. If the list has no room for some
+// warp's, all wait while the leader keeps the k best and raises the threshold to the worst of these; then those warps
+// try again. So no distribution of scores, or of their places in the row, makes the list overflow.
 //
 // Rounds go forward in the row: what a later round finds equal to the threshold loses against the k of the list, which
 // have lower positions. That is why `score > threshold` is right there, while a warp that tries again compares ranks.

@@ -13,9 +13,9 @@ constexpr int kThreads = 512, kWarps = kThreads / 32;
 constexpr int kCtasPerMultiprocessor = 2;  // one waits for memory or at a barrier while the other computes
 constexpr int kMaxCtasPerRow = 16;         // more than 8 need the device's consent
 constexpr int kVectorBytes = 16;
-constexpr int kVectors = 4;          // of a thread, in flight while as many are looked at
-constexpr int kCapacity = 7168;      // candidates in the list
-constexpr int kDigitBits = 12;    // of the radix selection
+constexpr int kVectors = 4;      // of a thread, in flight while as many are looked at
+constexpr int kCapacity = 7168;  // candidates in the list
+constexpr int kDigitBits = 12;   // of the radix selection
 constexpr int kBins = 1 << kDigitBits;
 constexpr int kWindow = 32 * kBins;  // positions that the bitmap covers
 constexpr int kSampleEvery = 32;     // at most so many vectors of a row for one that is sampled

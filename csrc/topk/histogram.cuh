@@ -33,8 +33,9 @@ __device__ __forceinline__ uint32_t exclusive_sum(SharedStorage& s, uint32_t x, 
   return before + inclusive - x;
 }
 
-// Adds the bins of those lanes that take part; for a whole warp. Rows in which one bin has nearly everything are common,
-// and adding to one address would make the lanes wait for each other: one lane does it for the first lane's bin.
+// Adds the bins of those lanes that take part; for a whole warp. Rows in which one bin has nearly everything are
+// common, and adding to one address would make the lanes wait for each other: one lane does it for the first lane's
+// bin.
 __device__ __forceinline__ void count(SharedStorage& s, bool takes_part, uint32_t bin) {
   int const lane = threadIdx.x % 32;
   uint32_t const active = __ballot_sync(~0u, takes_part);

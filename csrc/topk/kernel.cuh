@@ -16,8 +16,7 @@
 namespace dsa::topk {
 
 template <class Format, bool kCluster>
-__global__ void __launch_bounds__(kThreads, kCtasPerMultiprocessor)
-    topk_kernel(__grid_constant__ TopkParams const p) {
+__global__ void __launch_bounds__(kThreads, kCtasPerMultiprocessor) topk_kernel(__grid_constant__ TopkParams const p) {
   extern __shared__ __align__(16) uint8_t memory[];
   SharedStorage& s = *reinterpret_cast<SharedStorage*>(memory);
   Team<kCluster> const team;

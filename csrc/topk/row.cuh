@@ -78,8 +78,7 @@ struct Vectors {
 #pragma unroll
     for (int u = 0; u < kCount; ++u)
 #pragma unroll
-      for (int i = 0; i < Format::kPerVector; ++i)
-        f(Format::get(v[u], i), first + u * kApart * Format::kPerVector + i);
+      for (int i = 0; i < Format::kPerVector; ++i) f(Format::get(v[u], i), first + u * kApart * Format::kPerVector + i);
   }
 };
 

@@ -1,5 +1,5 @@
-// A first threshold for long rows, from a sample: above it lie k candidates, very likely, and few more. It is a hint: if
-// fewer turn out to be above it, the row is read again without one.
+// A first threshold for long rows, from a sample: above it lie k candidates, very likely, and few more. It is a hint:
+// if fewer turn out to be above it, the row is read again without one.
 #pragma once
 
 #include "histogram.cuh"

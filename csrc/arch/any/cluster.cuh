@@ -1,4 +1,5 @@
-// Thread-block clusters: CTAs that run at the same time, wait for each other, and reach into each other's shared memory.
+// Thread-block clusters: CTAs that run at the same time, wait for each other, and reach into each other's shared
+// memory.
 #pragma once
 
 #include <cstdint>

@@ -182,7 +182,8 @@ cudaError_t cudaOccupancyMaxActiveClusters(int* clusters, void const* handle, cu
     if (config->attrs[n].id == cudaLaunchAttributeClusterDimension) ctas = config->attrs[n].val.clusterDim.x;
   int const threads = int(config->blockDim.x);
   int const each = emu::ctas_per_multiprocessor(*f->kernel, threads, config->dynamicSmemBytes);
-  *clusters = ctas > (f->non_portable_cluster ? 16 : 8) ? 0 : each * emu::multiprocessors(emu::settings.arch) / int(ctas);
+  *clusters =
+      ctas > (f->non_portable_cluster ? 16 : 8) ? 0 : each * emu::multiprocessors(emu::settings.arch) / int(ctas);
   return cudaSuccess;
 }
 cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* ctas, void const* handle, int threads, size_t dynamic) {
