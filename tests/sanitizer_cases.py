@@ -9,7 +9,7 @@ result is wrong.
 
 import math
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import decode_cases
 import decode_oracle
@@ -18,6 +18,7 @@ from cases import SparseMlaFwdCase as Case
 from cases import SparseMlaFwdInputs, make_inputs
 from decode_cases import FORMATS, DecodeCase, DecodeInputs
 from oracle import verify
+from topk_oracle import expected, make_logits
 
 import dsa_ext
 from dsa_ext._build_info import decode_path, path
@@ -103,6 +104,39 @@ def decode(case: DecodeCase) -> None:
         decode_oracle.verify([r.cpu() for r in out], cpu, bf16_weights=True)
 
 
+@dataclass(frozen=True)
+class TopkCase:
+    values: str
+    rows: int
+    columns: int
+    k: int
+    dtype: torch.dtype = torch.float32
+
+    @property
+    def id(self) -> str:
+        return f"topk_indices {self.values} rows{self.rows} n{self.columns} k{self.k} {self.dtype}"
+
+
+TOPK_CASES = [
+    case
+    for dtype in (torch.float32, torch.bfloat16)
+    for case in (
+        TopkCase("special", 3, 1000, 64, dtype),
+        TopkCase("normal", 1, 40011, 2048, dtype),  # a cluster
+        TopkCase("equal", 1, 40011, 2048, dtype),  # whose list is full again and again
+        TopkCase("normal", 150, 9000, 512, dtype),  # a CTA a row
+        TopkCase("equal", 150, 9000, 512, dtype),
+    )
+]
+
+
+def topk(case: TopkCase) -> None:
+    logits = make_logits(case.values, case.rows, case.columns, case.dtype, lead=0, trail=0)
+    out = torch.full((case.rows, case.k), -7, dtype=torch.int32).cuda()
+    dsa_ext.topk_indices(logits.cuda(), case.k, out=out)
+    assert torch.equal(out.cpu(), expected(logits, case.k)), "wrong indices"
+
+
 @torch.no_grad()
 def main() -> int:
     if not torch.cuda.is_available():
@@ -110,6 +144,7 @@ def main() -> int:
     major = torch.cuda.get_device_capability()[0]
     calls = [(fwd, case, path(major, case.h_q, case.d_qk, case.topk)) for case in CASES]
     calls += [(decode, case, decode_path(major, case.h_q, case.format)) for case in DECODE_CASES]
+    calls += [(topk, case, "any") for case in TOPK_CASES]
     failures = 0
     for function, case, name in calls:
         try:

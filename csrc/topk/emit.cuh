@@ -13,12 +13,10 @@ struct Mapping {
   uint32_t offset;
 
   __device__ Mapping(TopkParams const& p, int row)
-      : pages(nullptr),
+      : pages(p.page_size == 0 ? nullptr : p.block_table + row / p.rows_per_request * p.block_table_stride_request),
         pages_stride(p.block_table_stride_page),
         page_size(p.page_size),
-        offset(p.offsets == nullptr ? 0 : p.offsets[row * p.offsets_stride]) {
-    if (p.page_size > 0) pages = p.block_table + row / p.rows_per_request * p.block_table_stride_request;
-  }
+        offset(p.offsets == nullptr ? 0 : p.offsets[row * p.offsets_stride]) {}
 
   __device__ __forceinline__ int32_t operator()(uint32_t position) const {
     if (page_size == 0) return int32_t(position + offset);

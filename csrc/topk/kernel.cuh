@@ -50,6 +50,7 @@ __global__ void __launch_bounds__(kThreads, kCtasPerMultiprocessor) topk_kernel(
       team.sync();
       threshold = s.threshold;
     }
+    sampled = threshold > kNothing;  // else it asks for every candidate, as when few are more than -inf
   }
 
   while (true) {
