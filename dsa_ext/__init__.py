@@ -20,14 +20,18 @@ from ._build_info import build_info
 from .attention import sparse_mla_fwd
 from .cache import pack_kv_cache, store_kv_cache, unpack_kv_cache
 from .decode import plan_sparse_mla_decode, sparse_mla_decode
+from .indexer_quant import prepare_indexer, quantize_indexer, store_indexer_cache
 
 __all__ = [
     "build_info",
     "pack_kv_cache",
     "plan_sparse_mla_decode",
+    "prepare_indexer",
+    "quantize_indexer",
     "reference",
     "sparse_mla_decode",
     "sparse_mla_fwd",
+    "store_indexer_cache",
     "store_kv_cache",
     "unpack_kv_cache",
 ]
