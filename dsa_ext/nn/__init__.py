@@ -10,6 +10,8 @@ GPU through the kernels.
     out, indices = layer(x, step, cache)                                            # x [4096, dim]
     step = nn.Decode(block_table, context_lens, next_n=1, max_context_len=65536, page_size=64, rope=rope)
     out, indices = layer(x, step, cache)                                            # x [b, dim]
+
+For inference: the kernels have no backward, so layers are called under torch.no_grad().
 """
 
 from .attention import SparseMLAttention
