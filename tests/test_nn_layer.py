@@ -304,15 +304,22 @@ def test_decode_in_a_graph():
         step = dsa.Decode(table, lengths, next_n=1, max_context_len=512, page_size=64, rope=rope)
         return layer(x, step, cache)
 
+    def captured():
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            results = decode()
+        return graph, results
+
     decode()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        out, slots = decode()
+    graph, (out, slots) = captured()
     lengths.copy_(torch.tensor([401, 0]))
     x.normal_()
     graph.replay()
-    want, want_slots = decode()
-    assert torch.equal(slots, want_slots) and torch.equal(out, want) and bool((out[1] == 0).all())
+    anew, (want, want_slots) = captured()  # of the lengths as they are now
+    anew.replay()
+    assert torch.equal(slots, want_slots) and torch.equal(out, want)
+    assert bool((out[1] == 0).all() and (slots[1] == -1).all() and (slots[0] >= 0).all())
+    assert (decode()[0] - out).float().norm() < 0.1 * out.float().norm()
 
 
 def test_the_package_has_it():
