@@ -15,6 +15,7 @@ OPS = {
     "sparse_mla_decode": ("sparse_mla_decode",),
     "kv_cache": ("kv_cache",),
     "topk_indices": ("topk",),
+    "indexer_quant": ("indexer_quant",),
 }
 SHARED = ("csrc/common", "csrc/arch", "csrc/attention", "csrc/bindings.cpp")
 BUILD = ("build_tools/flags.py", "build_tools/find_cutlass.py")  # flags, pinned headers

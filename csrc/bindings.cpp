@@ -42,6 +42,12 @@ STABLE_TORCH_LIBRARY(dsa_ext, m) {
   m.def("pack_kv_cache(Tensor kv, str format, int? page_size, str scale_format) -> Tensor");
   m.def("unpack_kv_cache(Tensor packed, str format) -> Tensor");
   m.def("store_kv_cache(Tensor kv, Tensor(a!) kv_cache, Tensor slots, str format, str scale_format) -> ()");
+
+  m.def("quantize_indexer(Tensor x, str scale_format) -> (Tensor, Tensor)");
+  m.def(
+      "prepare_indexer(Tensor q, Tensor k, Tensor weights, Tensor cos, Tensor sin, str rope, bool hadamard, "
+      "str scale_format) -> (Tensor, Tensor, Tensor, Tensor)");
+  m.def("store_indexer_cache(Tensor k, Tensor k_scale, Tensor(a!) k_cache, Tensor slots) -> ()");
 }
 
 namespace {

@@ -15,20 +15,26 @@ except ImportError as error:
         _reason = f"dsa_ext._C does not load with torch {torch.__version__} (torch >= 2.11 is needed): {error}"
     raise ImportError(f"dsa_ext: {_reason}") from None
 
-from . import reference
+from . import compat, nn, reference
 from ._build_info import build_info
 from .attention import sparse_mla_fwd
 from .cache import pack_kv_cache, store_kv_cache, unpack_kv_cache
 from .decode import plan_sparse_mla_decode, sparse_mla_decode
 from .topk import topk_indices
+from .indexer_quant import prepare_indexer, quantize_indexer, store_indexer_cache
 
 __all__ = [
     "build_info",
+    "compat",
+    "nn",
     "pack_kv_cache",
     "plan_sparse_mla_decode",
+    "prepare_indexer",
+    "quantize_indexer",
     "reference",
     "sparse_mla_decode",
     "sparse_mla_fwd",
+    "store_indexer_cache",
     "store_kv_cache",
     "topk_indices",
     "unpack_kv_cache",

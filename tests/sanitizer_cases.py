@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 
 import decode_cases
 import decode_oracle
+import indexer_oracle
 import torch
 from cases import SparseMlaFwdCase as Case
 from cases import SparseMlaFwdInputs, make_inputs
@@ -68,6 +69,32 @@ DECODE_CASES = [
     # more requests than there are SMs
     DecodeCase(h_q=64, batch=200, topk=10, slots=64),
     DecodeCase(h_q=16, batch=300, topk=10, slots=64),
+]
+
+
+@dataclass(frozen=True)
+class QuantCase:
+    """Of quantize_indexer, prepare_indexer and store_indexer_cache."""
+
+    tokens: int
+    heads: int
+    d: int
+    page_size: int
+    lead: int = 0  # bytes before the cache
+    rope: str = "half"
+    scale_format: str = "ue8m0"
+
+    @property
+    def id(self) -> str:
+        sizes = f"{self.tokens} x {self.heads}, d {self.d}, page_size {self.page_size}, lead {self.lead}"
+        return f"{sizes}, {self.rope}, {self.scale_format}"
+
+
+QUANT_CASES = [
+    QuantCase(tokens=1, heads=1, d=128, page_size=64),
+    QuantCase(tokens=5, heads=3, d=32, page_size=1),
+    QuantCase(tokens=37, heads=8, d=64, page_size=7, rope="interleaved", scale_format="fp32"),
+    QuantCase(tokens=19, heads=64, d=128, page_size=3, lead=1, rope="interleaved"),
 ]
 
 
@@ -135,6 +162,24 @@ def topk(case: TopkCase) -> None:
     out = torch.full((case.rows, case.k), -7, dtype=torch.int32).cuda()
     dsa_ext.topk_indices(logits.cuda(), case.k, out=out)
     assert torch.equal(out.cpu(), expected(logits, case.k)), "wrong indices"
+def quant(case: QuantCase) -> None:
+    """To the last bit."""
+    x = indexer_oracle.make(case.tokens, case.d, values="wide", dtype=torch.float32)
+    q, k = indexer_oracle.make(case.tokens, case.heads, 128), indexer_oracle.make(case.tokens, 128)
+    prepared = (q, k, torch.randn(case.tokens, case.heads), *indexer_oracle.angles(case.tokens))
+    slots = torch.randperm(2 * case.tokens)[: case.tokens].int() - 3
+    pages, bytes = case.tokens // case.page_size + 1, case.d + 4
+    cache = torch.zeros(case.lead + pages * case.page_size * bytes, dtype=torch.uint8)
+    on_each = []
+    for device in ("cpu", "cuda"):
+        codes, scale = dsa_ext.quantize_indexer(x.to(device), scale_format=case.scale_format)
+        options = {"rope": case.rope, "scale_format": case.scale_format}
+        results = dsa_ext.prepare_indexer(*(t.to(device) for t in prepared), **options)
+        whole = cache.to(device, copy=True)
+        view = whole[case.lead :].view(pages, case.page_size, bytes)
+        dsa_ext.store_indexer_cache(codes, scale, view, slots.to(device))
+        on_each.append([indexer_oracle.bits(t) for t in (codes, scale, *results, whole)])
+    assert all(map(torch.equal, *on_each)), "differs from the reference"
 
 
 @torch.no_grad()
@@ -145,6 +190,7 @@ def main() -> int:
     calls = [(fwd, case, path(major, case.h_q, case.d_qk, case.topk)) for case in CASES]
     calls += [(decode, case, decode_path(major, case.h_q, case.format)) for case in DECODE_CASES]
     calls += [(topk, case, "any") for case in TOPK_CASES]
+    calls += [(quant, case, "indexer_quant") for case in QUANT_CASES]
     failures = 0
     for function, case, name in calls:
         try:

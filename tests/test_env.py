@@ -79,7 +79,8 @@ def test_build_info():
     assert info["version"] == dsa_ext.__version__ == declared
     assert set(info["archs"]) <= {"90a", "100a", "100f"}
     assert (info["cuda"] is None) == (info["cutlass"] is None) == (not info["archs"])
-    assert set(info["source_hash"]) == {"kv_cache", "sparse_mla_decode", "sparse_mla_fwd", "topk_indices"}
+    ops = {"indexer_quant", "kv_cache", "sparse_mla_decode", "sparse_mla_fwd", "topk_indices"}
+    assert set(info["source_hash"]) == ops
     assert set(info["paths"]) == {"sparse_mla_decode", "sparse_mla_fwd"}
     assert all(re.fullmatch(r"[0-9a-f]{12}", h) for h in info["source_hash"].values())
     paths = info["paths"]["sparse_mla_fwd"]

@@ -89,6 +89,25 @@ struct KvBf16 {
   }
 };
 
+// The lightning indexer's keys: head_dim e4m3 codes and an fp32 scale a token, the scales at the page's end.
+//
+//   | 0     P x head_dim e4m3 | P * head_dim   P x fp32 scale | P * (head_dim + 4)
+//
+// With an odd number of tokens a page, or any stride that a slice may have, pages begin at any byte: whoever reads more
+// at a time looks at the address and at page_stride.
+struct IndexerKeyCache {
+  static constexpr int kScaleBytes = 4;
+  int page_size;  // tokens
+  int head_dim;
+  int64_t page_stride;  // bytes
+
+  // Bytes from the cache's first to a token's fields.
+  constexpr int64_t codes(int64_t page, int place) const { return page * page_stride + int64_t(place) * head_dim; }
+  constexpr int64_t scale(int64_t page, int place) const {
+    return page * page_stride + int64_t(page_size) * head_dim + int64_t(place) * kScaleBytes;
+  }
+};
+
 static_assert(KvV32::kTokenBytes == 656 && KvV32::kHeadDim == 576);
 static_assert(KvV4::kTokenBytes == 584 && KvV4::kHeadDim == 512 && KvV4::kRowBytes == 576);
 

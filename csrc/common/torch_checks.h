@@ -53,6 +53,7 @@ inline char const* name_of(ScalarType type) {
     case ScalarType::Float: return "float32";
     case ScalarType::Int: return "int32";
     case ScalarType::Byte: return "uint8";
+    case ScalarType::Float8_e4m3fn: return "float8_e4m3fn";
     default: return "another dtype";
   }
 }

@@ -3,12 +3,16 @@
 from .attention import sparse_mla_fwd
 from .cache import pack_kv_cache, store_kv_cache, unpack_kv_cache
 from .decode import sparse_mla_decode
+from .indexer_quant import prepare_indexer, quantize_indexer, store_indexer_cache
 from .topk import topk_indices
 
 __all__ = [
     "pack_kv_cache",
+    "prepare_indexer",
+    "quantize_indexer",
     "sparse_mla_decode",
     "sparse_mla_fwd",
+    "store_indexer_cache",
     "store_kv_cache",
     "topk_indices",
     "unpack_kv_cache",
