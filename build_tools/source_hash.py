@@ -14,6 +14,7 @@ OPS = {
     "sparse_mla_fwd": ("sparse_mla_prefill",),
     "sparse_mla_decode": ("sparse_mla_decode",),
     "kv_cache": ("kv_cache",),
+    "indexer_logits": ("indexer_logits",),
 }
 SHARED = ("csrc/common", "csrc/arch", "csrc/attention", "csrc/bindings.cpp")
 BUILD = ("build_tools/flags.py", "build_tools/find_cutlass.py")  # flags, pinned headers

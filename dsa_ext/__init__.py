@@ -20,10 +20,14 @@ from ._build_info import build_info
 from .attention import sparse_mla_fwd
 from .cache import pack_kv_cache, store_kv_cache, unpack_kv_cache
 from .decode import plan_sparse_mla_decode, sparse_mla_decode
+from .logits import indexer_logits, paged_indexer_logits, plan_paged_indexer_logits
 
 __all__ = [
     "build_info",
+    "indexer_logits",
     "pack_kv_cache",
+    "paged_indexer_logits",
+    "plan_paged_indexer_logits",
     "plan_sparse_mla_decode",
     "reference",
     "sparse_mla_decode",
