@@ -151,9 +151,7 @@ def check_paged_indexer_logits(
         _bad_shape(op, "block_table", block_table, f"(b, pages of a request) with b = {batch}")
     check_int(op, "max_context_len", max_context_len)
     if not 0 <= max_context_len <= MAX_COLUMNS:
-        raise ValueError(
-            f"{op}: max_context_len is {max_context_len}, expected 0 <= max_context_len < 2^31 - 4096"
-        )
+        raise ValueError(f"{op}: max_context_len is {max_context_len}, expected 0 <= max_context_len < 2^31 - 4096")
 
 
 def check_context_lens(op: str, context_lens: Tensor, batch: int, next_n: int) -> None:

@@ -91,8 +91,8 @@ def paged_indexer_logits(
 ) -> Tensor:
     """The lightning indexer's logits for decoding: of a request's new tokens over its context in a paged cache.
 
-    For request b, token j and position t, whose key and scale are in page block_table[b, t // page_size] of the cache at
-    place t % page_size::
+    For request b, token j and position t, whose key and scale are in page block_table[b, t // page_size] of the cache,
+    at place t % page_size::
 
         logit[b, j, t] = scale * sum_h relu(q[b, j, h] . key) * weights[b, j, h]     t < length
                          -inf                                                        else

@@ -32,6 +32,7 @@ constexpr auto funnel_right = [](u32 a, u32 b, u32 by) {
 
 constexpr auto population = [](auto a) { return u32(std::popcount(a)); };
 constexpr auto leading_zeros = [](auto a) { return u32(std::countl_zero(a)); };
+constexpr auto shift_to_top = [](u32 a) { return a == 0 ? ~0u : u32(std::countl_zero(a)); };
 constexpr auto reverse = [](u32 a) {
   u32 r = 0;
   for (int i = 0; i < 32; ++i) r |= (a >> i & 1) << (31 - i);
@@ -120,6 +121,8 @@ Execute decode_bits(Instruction& i, Mnemonic& m) {
   if (root == "brev" && b32) return unary<u32, u32, reverse>;
   if (root == "popc") return b32 ? unary<u32, u32, population> : b64 ? unary<u64, u32, population> : nullptr;
   if (root == "clz") return b32 ? unary<u32, u32, leading_zeros> : b64 ? unary<u64, u32, leading_zeros> : nullptr;
+  // (which __ffs becomes, with brev)
+  if (root == "bfind" && type == "u32" && m.take("shiftamt")) return unary<u32, u32, shift_to_top>;
   if (root == "prmt" && b32) return ternary<u32, u32, u32, u32, permute_bytes>;
   if (root == "lop3" && b32 && i.operands.size() == 5 && i.operands[4].kind == Operand::kImmediate) return lookup3;
   return nullptr;
