@@ -17,6 +17,7 @@ CASES = [
     *(PagedCase(lens="per_token", next_n=n, heads=h) for n, h in ((1, 64), (3, 32), (5, 64))),
     PagedCase(batch=1, lens="full", max_context_len=6000, table="shuffled", poison=False),
     PagedCase(batch=40, max_context_len=700, heads=16, d=32),
+    PagedCase(batch=400, max_context_len=300, heads=8, d=32),  # so many follow the plan
     # more tokens than one unit at a time, and than share a key
     PagedCase(heads=64, next_n=9, batch=2),
     PagedCase(heads=64, next_n=31, batch=1, d=32),
@@ -79,16 +80,20 @@ def test_entries_past_the_length_are_not_read(device):
     assert bool((out[..., 257:] == -torch.inf).all())
 
 
+REPEATS = 100  # a kernel follows the plans of large batches only
+
+
 @pytest.mark.parametrize("lens", [(INT_MAX,) * 4, (INT_MIN, 0, 1, 2), (5000, 0, 0, 0), (1, 1, 1, 4000)])
 @pytest.mark.parametrize("per_token", [False, True])
 def test_stale_plans(lens, per_token, device):
     """A plan for any other lengths gives the same bits; one for another batch is ignored."""
-    x = make_paged_inputs(PagedCase(batch=4, next_n=2, max_context_len=900)).on(device)
+    case = PagedCase(batch=4 * REPEATS, next_n=2, max_context_len=300, heads=8, d=32)
+    x = make_paged_inputs(case).on(device)
     want = x.call(dsa_ext.paged_indexer_logits)
-    stale = torch.tensor(lens, dtype=torch.int32, device=device)
+    stale = torch.tensor(lens, dtype=torch.int32, device=device).repeat(REPEATS)
     if per_token:
         stale = torch.stack([stale, stale.flip(0)], 1)
-    for other in (stale, stale[:3], stale.repeat_interleave(3, 0)):
+    for other in (stale, stale.flip(0), stale[:-1]):
         plan = dsa_ext.plan_paged_indexer_logits(other, page_size=64, next_n=2)
         out = torch.full_like(want, math.nan)
         x.call(dsa_ext.paged_indexer_logits, plan=plan, out=out)

@@ -77,6 +77,7 @@ struct Blocks {
   __device__ __forceinline__ Tiles tiles(int block) const {
     int const b = batch_of(block), first = first_token(block), n = tokens_of(block);
     int start = INT_MAX, end = 0;
+#pragma unroll 4  // that many reads at once
     for (int t = 0; t < n; ++t) add(ranges(b, first + t), start, end);
     return cover(start, end);
   }

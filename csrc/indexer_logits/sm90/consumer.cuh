@@ -68,16 +68,16 @@ struct Consumer {
     // One product is in flight, while the one before is worked on; the other consumer's fills the gap between two.
     // (Two in flight, of which one crosses the loop's end, the compiler serialises.)
     Frag even, odd;
-    Step step = next(), following;
+    Step step = next<0>(), following;
     if (step.ends_work) return;
     multiply(even, step);
 #pragma unroll 1
     do {
-      following = next();
+      following = next<1>();
       wait_for(even);
       multiply(odd, following);
       finish(even, step);
-      step = next();
+      step = next<0>();
       wait_for(odd);
       multiply(even, step);
       finish(odd, following);
@@ -86,12 +86,13 @@ struct Consumer {
   }
 
  private:
-  __device__ __forceinline__ int steps() const { return kSplitQueries ? 2 : ring.slabs; }
-
-  // Waits for the step's operands, and reads what belongs to this lane's key.
+  // Waits for the step's operands, and reads what belongs to this lane's key. Consumers that split the queries take the
+  // halves of a tile by turns: kTurn. Of the flags most are constants then.
+  template <int kTurn>
   __device__ __forceinline__ Step next() {
     Step s{};
-    if (tiles_left == 0) {
+    bool const begins_tile = kSplitQueries ? kTurn == 0 : sub == 0;
+    if (begins_tile && tiles_left == 0) {
       s.ends_work = ended;
       if (ended) return s;
       // A ring of one: the next unit comes only when this one's last step is finished.
@@ -105,19 +106,22 @@ struct Consumer {
         return s;
       }
     }
-    if (sub == 0) smem.full[stage].wait(phase);
+    if (begins_tile) smem.full[stage].wait(phase);
     s.computes = true;
-    s.new_slab = new_unit || (!kSplitQueries && ring.slabs > 1);
-    new_unit = false;
+    s.new_slab = begins_tile && new_unit;
+    if (!kSplitQueries && ring.slabs > 1) s.new_slab = true;
+    if (begins_tile) new_unit = false;
     s.stage = stage;
-    s.half = kSplitQueries ? sub : me;
+    s.half = kSplitQueries ? kTurn : me;
     s.buffer = buffer;
     s.slab = ring.slab(buffer, kSplitQueries ? me : sub);
     int const at = s.half * kHalf + row;
     s.key = key + at;
     s.scale = smem.scale[stage][at];
-    s.valid = smem.valid[stage] >> (at / kGroupKeys) & 1;
-    if (++sub == steps()) {
+    // Keys that are not in pages are all there.
+    s.valid = kSplitQueries || (smem.valid[stage] >> (unsigned(at) / kGroupKeys) & 1);
+    ++sub;
+    if (kSplitQueries ? kTurn == 1 : sub == ring.slabs) {
       s.ends_tile = true;
       s.ends_unit = --tiles_left == 0;
       sub = 0;
@@ -158,7 +162,7 @@ struct Consumer {
   }
 
   __device__ __forceinline__ void finish(Frag const& acc, Step const& s) {
-    if (!s.computes) return;
+    if (!kSplitQueries && !s.computes) return;
     if (s.ends_tile) release(smem.empty[s.stage]);
     if (s.new_slab) load_slab(s);
     if (s.ends_unit) release(smem.q_empty[s.buffer]);

@@ -23,22 +23,24 @@
 
 namespace dsa::sm90::indexer_logits {
 
-// The part of the line that this CTA has. By the producer warp, after add_up if there is no plan.
-template <class Params, class Shared>
-__device__ __forceinline__ Part my_part(Params const& params, Shared const& smem) {
-  if constexpr (requires { params.keys.plan; }) {
-    int const count = params.blocks.count();
-    if (is_for(params.keys.plan, count, gridDim.x)) return planned_part(params.keys.plan, blockIdx.x, count);
-  }
-  return find_part(params.blocks, smem.sums, blockIdx.x, gridDim.x);
-}
-
+// Whether there is a plan to follow. For so few blocks that one read a lane adds them up, a CTA has found its part
+// before it has read a plan.
 template <class Params>
 __device__ __forceinline__ bool has_plan(Params const& params) {
-  if constexpr (requires { params.keys.plan; })
-    return is_for(params.keys.plan, params.blocks.count(), gridDim.x);
-  else
+  if constexpr (requires { params.keys.plan; }) {
+    int const count = params.blocks.count();
+    return count > kThreads && is_for(params.keys.plan, count, gridDim.x);
+  } else {
     return false;
+  }
+}
+
+// The part of the line that this CTA has; by the producer warp, after add_up if there is no plan.
+template <class Params, class Shared>
+__device__ __forceinline__ Part my_part(Params const& params, Shared const& smem, bool planned) {
+  if constexpr (requires { params.keys.plan; })
+    if (planned) return planned_part(params.keys.plan, blockIdx.x, params.blocks.count());
+  return find_part(params.blocks, smem.sums, blockIdx.x, gridDim.x);
 }
 
 template <class Config, class Params>
@@ -49,8 +51,13 @@ __global__ void __launch_bounds__(kThreads, 1)
   constexpr bool kSplitQueries = Loader::kSplitQueries;
   extern __shared__ __align__(1024) uint8_t raw[];
   auto& smem = *reinterpret_cast<typename Config::SharedStorage*>(raw);
-  if (threadIdx.x == 0) Config::init_barriers(smem);
-  if (!has_plan(params)) add_up(params.blocks, smem.sums);
+  bool const planned = has_plan(params);
+  if (!planned) add_up(params.blocks, smem.sums);
+  if (threadIdx.x == 0) {
+    prefetch_tma_descriptor(&maps.keys);
+    prefetch_tma_descriptor(&maps.q);
+    Config::init_barriers(smem);
+  }
   __syncthreads();
 
   int const warpgroup = __shfl_sync(~0u, threadIdx.x / 128, 0);
@@ -61,7 +68,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     cutlass::arch::warpgroup_reg_dealloc<kProducerRegisters>();
     int const warp = __shfl_sync(~0u, threadIdx.x % 128 / 32, 0);
     if (warp == 0)
-      Producer<Config, Loader, Params>(params, maps, smem).run(my_part(params, smem));
+      Producer<Config, Loader, Params>(params, maps, smem).run(my_part(params, smem, planned));
     else
       fill(params, warp - 1);
   }
