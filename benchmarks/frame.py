@@ -29,6 +29,7 @@ class Benchmark(ABC):
     device: ClassVar[str] = "cuda"
     seconds: ClassVar[float] = 1.0  # for measuring a row, unless --seconds says otherwise
     cpu_case: ClassVar[Case]
+    matmul: ClassVar[str] = "bf16"  # the matrix product that rates are compared with: bf16 or fp8
 
     @abstractmethod
     def cases(self) -> list[Case]: ...
@@ -53,9 +54,13 @@ class Benchmark(ABC):
         """The case as a call on the CPU."""
 
     @abstractmethod
-    def measure(self, case: Case, peer: peers.FlashMla | None, seconds: float) -> Row:
+    def measure(self, case: Case, peer: Any, seconds: float) -> Row:
         """Checks and times one case on the GPU. AssertionError if a result is wrong. The row holds ms and, with a
         peer, peer_ms."""
+
+    def find_peer(self) -> tuple[Any, str]:
+        """As peers.flash_mla."""
+        return peers.flash_mla()
 
     def rates(self, row: Row, ceilings: Row) -> Row:
         """What follows from the times."""
@@ -170,13 +175,14 @@ def _on_gpu(benchmark: Benchmark, options: argparse.Namespace) -> dict[str, Any]
     print(f"{run['gpu']}, driver {run['driver']}, torch {run['torch']}, CUDA {run['cuda']}, commit {run['commit']}")
     if run["source_hash"][benchmark.op] != current_hashes()[benchmark.op]:
         print("note: the build that is measured was made from other sources than this checkout's")
-    peer, peer_note = peers.flash_mla()
+    peer, peer_note = benchmark.find_peer()
     print(f"beside it: {peer_note}")
 
     with torch.no_grad():
-        ceilings = {"matmul_tflops": timing.matmul_tflops(), "copy_tb_s": timing.copy_tb_s()}
+        ceilings = {"matmul_tflops": timing.matmul_tflops(kind=benchmark.matmul), "copy_tb_s": timing.copy_tb_s()}
         torch.cuda.empty_cache()
-        print("bf16 matmul 8192^3: {matmul_tflops:.0f} TFLOPS; device copy: {copy_tb_s:.2f} TB/s".format(**ceilings))
+        text = "{} matmul 8192^3: {matmul_tflops:.0f} TFLOPS; device copy: {copy_tb_s:.2f} TB/s"
+        print(text.format(benchmark.matmul, **ceilings))
         rows = []
         for case in cases:
             rows.append(_row(benchmark, case, peer, ceilings, options.seconds))
@@ -185,7 +191,7 @@ def _on_gpu(benchmark: Benchmark, options: argparse.Namespace) -> dict[str, Any]
     return {"benchmark": benchmark.name, "run": run, **ceilings, "peers": described, "rows": rows}
 
 
-def _row(benchmark: Benchmark, case: Case, peer: peers.FlashMla | None, ceilings: Row, seconds: float) -> Row:
+def _row(benchmark: Benchmark, case: Case, peer: Any, ceilings: Row, seconds: float) -> Row:
     path = benchmark.path(case, torch.cuda.get_device_capability()[0])
     row = {"row": benchmark.row_id(case), "op": benchmark.op, "path": path, **benchmark.describe(case), "error": None}
     try:

