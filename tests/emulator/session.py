@@ -67,6 +67,7 @@ def _plan_as_kernels(arch: int) -> None:
         return torch.ops.dsa_ext.plan_sparse_mla_decode_size(multiprocessors, *arguments)
 
     _registration_decode._plan_size = plan_size
+
     @functools.cache
     def logits_plan_size(device: torch.device) -> int:
         return torch.ops.dsa_ext.plan_paged_indexer_logits_size(multiprocessors)
