@@ -29,6 +29,7 @@ class Benchmark(ABC):
     device: ClassVar[str] = "cuda"
     seconds: ClassVar[float] = 1.0  # for measuring a row, unless --seconds says otherwise
     cpu_case: ClassVar[Case]
+    matmul: ClassVar[str] = "bf16"  # the matrix product that rates are compared with: bf16 or fp8
 
     @abstractmethod
     def cases(self) -> list[Case]: ...
@@ -53,7 +54,7 @@ class Benchmark(ABC):
         """The case as a call on the CPU."""
 
     @abstractmethod
-    def measure(self, case: Case, peer: peers.FlashMla | None, seconds: float) -> Row:
+    def measure(self, case: Case, peer: Any, seconds: float) -> Row:
         """Checks and times one case on the GPU. AssertionError if a result is wrong. The row holds ms and, with a
         peer, peer_ms."""
 
@@ -186,9 +187,10 @@ def _on_gpu(benchmark: Benchmark, options: argparse.Namespace) -> dict[str, Any]
     print(f"beside it: {peer_note}")
 
     with torch.no_grad():
-        ceilings = {"matmul_tflops": timing.matmul_tflops(), "copy_tb_s": timing.copy_tb_s()}
+        ceilings = {"matmul_tflops": timing.matmul_tflops(kind=benchmark.matmul), "copy_tb_s": timing.copy_tb_s()}
         torch.cuda.empty_cache()
-        print("bf16 matmul 8192^3: {matmul_tflops:.0f} TFLOPS; device copy: {copy_tb_s:.2f} TB/s".format(**ceilings))
+        text = "{} matmul 8192^3: {matmul_tflops:.0f} TFLOPS; device copy: {copy_tb_s:.2f} TB/s"
+        print(text.format(benchmark.matmul, **ceilings))
         rows = []
         for case in cases:
             rows.append(_row(benchmark, case, peer, ceilings, options.seconds))
@@ -199,7 +201,7 @@ def _on_gpu(benchmark: Benchmark, options: argparse.Namespace) -> dict[str, Any]
     return {"benchmark": benchmark.name, "run": run, **ceilings, "peers": described, "rows": rows}
 
 
-def _row(benchmark: Benchmark, case: Case, peer: peers.FlashMla | None, ceilings: Row, seconds: float) -> Row:
+def _row(benchmark: Benchmark, case: Case, peer: Any, ceilings: Row, seconds: float) -> Row:
     path = benchmark.path(case, torch.cuda.get_device_capability()[0])
     row = {"row": benchmark.row_id(case), "op": benchmark.op, "path": path, **benchmark.describe(case), "error": None}
     try:

@@ -11,17 +11,23 @@ sys.path += [str(ROOT), str(ROOT / "tests")]
 from cases import SparseMlaFwdCase, SparseMlaFwdInputs, make_inputs  # noqa: E402
 from decode_cases import DecodeCase, DecodeInputs, random_cache  # noqa: E402
 from decode_oracle import verify as verify_decode  # noqa: E402
+from logits_cases import PagedInputs, RaggedInputs, masked_logits  # noqa: E402
+from logits_cases import verify as verify_logits  # noqa: E402
 from oracle import cosine_difference, verify  # noqa: E402
 
 __all__ = [
     "ROOT",
     "DecodeCase",
     "DecodeInputs",
+    "PagedInputs",
+    "RaggedInputs",
     "SparseMlaFwdCase",
     "SparseMlaFwdInputs",
     "cosine_difference",
     "make_inputs",
+    "masked_logits",
     "random_cache",
     "verify",
     "verify_decode",
+    "verify_logits",
 ]

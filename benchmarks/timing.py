@@ -82,11 +82,17 @@ def _summary(values: list[float]) -> Timing:
     return Timing(middle, (low, high), len(values))
 
 
-def matmul_tflops(size: int = 8192) -> float:
-    """What a bf16 matrix product reaches on this GPU in this run: the yardstick for the attention kernels."""
+def matmul_tflops(size: int = 8192, kind: str = "bf16") -> float:
+    """What a matrix product of bf16, or of fp8 (e4m3) elements, reaches on this GPU in this run: the yardstick for the
+    kernels that multiply such."""
     a = torch.randn(size, size, device="cuda", dtype=torch.bfloat16)
     b = torch.randn(size, size, device="cuda", dtype=torch.bfloat16)
-    return 2 * size**3 / in_turns({"matmul": lambda: a @ b})["matmul"].ms / 1e9
+    if kind == "bf16":
+        call = lambda: a @ b  # noqa: E731
+    else:
+        x, y, one = a.to(torch.float8_e4m3fn), b.to(torch.float8_e4m3fn).T, torch.ones((), device="cuda")
+        call = lambda: torch._scaled_mm(x, y, one, one, out_dtype=torch.bfloat16, use_fast_accum=True)  # noqa: E731
+    return 2 * size**3 / in_turns({"matmul": call})["matmul"].ms / 1e9
 
 
 def copy_tb_s(size: int = 2**30) -> float:

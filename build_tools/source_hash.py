@@ -16,6 +16,7 @@ OPS = {
     "kv_cache": ("kv_cache",),
     "topk_indices": ("topk",),
     "indexer_quant": ("indexer_quant",),
+    "indexer_logits": ("indexer_logits",),
 }
 SHARED = ("csrc/common", "csrc/arch", "csrc/attention", "csrc/bindings.cpp")
 BUILD = ("build_tools/flags.py", "build_tools/find_cutlass.py")  # flags, pinned headers

@@ -48,6 +48,24 @@ STABLE_TORCH_LIBRARY(dsa_ext, m) {
       "prepare_indexer(Tensor q, Tensor k, Tensor weights, Tensor cos, Tensor sin, str rope, bool hadamard, "
       "str scale_format) -> (Tensor, Tensor, Tensor, Tensor)");
   m.def("store_indexer_cache(Tensor k, Tensor k_scale, Tensor(a!) k_cache, Tensor slots) -> ()");
+
+  m.def(
+      "indexer_logits(Tensor q, Tensor k, Tensor? k_scale, Tensor weights, Tensor k_start, Tensor k_end, "
+      "str out_dtype) -> Tensor");
+  m.def(
+      "indexer_logits_out(Tensor q, Tensor k, Tensor? k_scale, Tensor weights, Tensor k_start, Tensor k_end, "
+      "Tensor(a!) out) -> ()");
+  m.def(
+      "paged_indexer_logits(Tensor q, Tensor k_cache, Tensor weights, Tensor context_lens, Tensor block_table, "
+      "int max_context_len, Tensor? plan) -> Tensor");
+  m.def(
+      "paged_indexer_logits_out(Tensor q, Tensor k_cache, Tensor weights, Tensor context_lens, Tensor block_table, "
+      "int max_context_len, Tensor? plan, Tensor(a!) out) -> ()");
+  m.def("plan_paged_indexer_logits_out(Tensor context_lens, int page_size, int next_n, Tensor(a!) out) -> ()");
+  // Elements of a plan on a device with so many multiprocessors.
+  m.def("plan_paged_indexer_logits_size(int sms) -> int");
+  // page_size 0: of indexer_logits
+  m.def("indexer_logits_path(int compute_major, int heads, int dim, int page_size) -> str");
 }
 
 namespace {

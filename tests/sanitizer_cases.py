@@ -162,6 +162,8 @@ def topk(case: TopkCase) -> None:
     out = torch.full((case.rows, case.k), -7, dtype=torch.int32).cuda()
     dsa_ext.topk_indices(logits.cuda(), case.k, out=out)
     assert torch.equal(out.cpu(), expected(logits, case.k)), "wrong indices"
+
+
 def quant(case: QuantCase) -> None:
     """To the last bit."""
     x = indexer_oracle.make(case.tokens, case.d, values="wide", dtype=torch.float32)

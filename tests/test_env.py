@@ -79,9 +79,10 @@ def test_build_info():
     assert info["version"] == dsa_ext.__version__ == declared
     assert set(info["archs"]) <= {"90a", "100a", "100f"}
     assert (info["cuda"] is None) == (info["cutlass"] is None) == (not info["archs"])
-    ops = {"indexer_quant", "kv_cache", "sparse_mla_decode", "sparse_mla_fwd", "topk_indices"}
-    assert set(info["source_hash"]) == ops
-    assert set(info["paths"]) == {"sparse_mla_decode", "sparse_mla_fwd"}
+    hashed = {"indexer_logits", "indexer_quant", "kv_cache", "sparse_mla_decode", "sparse_mla_fwd", "topk_indices"}
+    assert set(info["source_hash"]) == hashed
+    ops = {"indexer_logits", "paged_indexer_logits", "sparse_mla_decode", "sparse_mla_fwd"}
+    assert set(info["paths"]) == ops
     assert all(re.fullmatch(r"[0-9a-f]{12}", h) for h in info["source_hash"].values())
     paths = info["paths"]["sparse_mla_fwd"]
     assert paths["cpu"] == "reference"

@@ -5,7 +5,7 @@ import re
 
 import torch
 
-from dsa_ext import _registration_decode
+from dsa_ext import _registration_decode, _registration_logits
 
 from . import build, control
 
@@ -67,3 +67,9 @@ def _plan_as_kernels(arch: int) -> None:
         return torch.ops.dsa_ext.plan_sparse_mla_decode_size(multiprocessors, *arguments)
 
     _registration_decode._plan_size = plan_size
+
+    @functools.cache
+    def logits_plan_size(device: torch.device) -> int:
+        return torch.ops.dsa_ext.plan_paged_indexer_logits_size(multiprocessors)
+
+    _registration_logits._plan_size = logits_plan_size

@@ -1,0 +1,190 @@
+// Which keys a block of queries sees, and how that work is spread over the device.
+//
+// Queries come in blocks that share every key that is read; keys in tiles of 128. A block has the tiles that any of its
+// queries sees. The tiles of all blocks form one line, which is cut into parts of equal length, one for each CTA. Every
+// CTA finds its own cut: each of its warps adds up a share of the blocks, then one warp walks to the place.
+//
+// A plan is the list of all cuts, found beforehand by the same code. Any list that ascends gives right results,
+// whatever the lengths have become since: a part begins at its cut and ends at the next one, and a block's last part
+// goes to where the block ends now. A plan for other sizes is not looked at.
+#pragma once
+
+#include <climits>
+#include <cstdint>
+
+#include "indexer_logits/op.h"
+
+namespace dsa::indexer {
+
+constexpr int kTileKeys = 128;
+
+struct Range {
+  int start, end;  // of keys; start == end: none
+};
+
+struct Tiles {
+  int begin, end;
+  int end_key;  // of those that some query sees
+  __device__ __forceinline__ int count() const { return end - begin; }
+};
+
+// What each query sees, by [start, end).
+struct RaggedRanges {
+  int32_t const *start, *end;
+  int64_t start_stride, end_stride;
+  int keys;
+
+  __device__ __forceinline__ Range operator()(int, int token) const {
+    int const first = max(start[token * start_stride], 0), last = min(end[token * end_stride], keys);
+    return first < last ? Range{first, last} : Range{0, 0};
+  }
+};
+
+// What each token sees of its request's context.
+struct PagedRanges {
+  int32_t const* lens;
+  int64_t stride_batch, stride_token;
+  bool per_token;
+  int tokens;
+  int keys;  // most that the output, or the block table, has room for
+
+  __device__ __forceinline__ Range operator()(int batch, int token) const {
+    int64_t const at = batch * stride_batch;
+    int64_t const len = per_token ? int64_t(lens[at + token * stride_token]) : int64_t(lens[at]) - tokens + token + 1;
+    return {0, int(len < 0 ? 0 : len < keys ? len : keys)};
+  }
+};
+
+// Block b: up to block_tokens queries of one batch.
+template <class Ranges>
+struct Blocks {
+  Ranges ranges;
+  int batch, tokens, block_tokens, per_batch;
+
+  __host__ __device__ __forceinline__ Blocks(Ranges const& ranges, int batch, int tokens, int block_tokens)
+      : ranges(ranges),
+        batch(batch),
+        tokens(tokens),
+        block_tokens(block_tokens),
+        per_batch((tokens - 1) / block_tokens + 1) {}
+
+  __device__ __forceinline__ int count() const { return batch * per_batch; }
+  __device__ __forceinline__ int batch_of(int block) const { return block / per_batch; }
+  __device__ __forceinline__ int first_token(int block) const { return block % per_batch * block_tokens; }
+  __device__ __forceinline__ int tokens_of(int block) const { return min(block_tokens, tokens - first_token(block)); }
+
+  // Of one block, by one thread.
+  __device__ __forceinline__ Tiles tiles(int block) const {
+    int const b = batch_of(block), first = first_token(block), n = tokens_of(block);
+    int start = INT_MAX, end = 0;
+#pragma unroll 4  // that many reads at once
+    for (int t = 0; t < n; ++t) add(ranges(b, first + t), start, end);
+    return cover(start, end);
+  }
+  // By a warp.
+  __device__ __forceinline__ Tiles tiles_by_warp(int block, int lane) const {
+    int const b = batch_of(block), first = first_token(block), n = tokens_of(block);
+    int start = INT_MAX, end = 0;
+    for (int t = lane; t < n; t += 32) add(ranges(b, first + t), start, end);
+    return cover(__reduce_min_sync(~0u, start), __reduce_max_sync(~0u, end));
+  }
+
+ private:
+  __device__ __forceinline__ static void add(Range r, int& start, int& end) {
+    if (r.start == r.end) return;
+    start = min(start, r.start);
+    end = max(end, r.end);
+  }
+  __device__ __forceinline__ static Tiles cover(int start, int end) {
+    return end == 0 ? Tiles{0, 0, 0} : Tiles{start / kTileKeys, (end - 1) / kTileKeys + 1, end};
+  }
+};
+
+// A place on the line: tile `tile` of a block, counted from its first.
+struct Cut {
+  int block, tile;
+};
+__device__ __forceinline__ bool is_before(Cut a, Cut b) {
+  return a.block < b.block || (a.block == b.block && a.tile < b.tile);
+}
+
+// Of one CTA: from a cut on, at most so many tiles, and not beyond another cut.
+struct Part {
+  Cut begin, end;
+  int64_t tiles;
+};
+
+// The sums that the warps of a CTA have found, and this lane's.
+template <int kWarps>
+struct LineSums {
+  int64_t tiles[kWarps];
+};
+
+__device__ __forceinline__ int64_t warp_sum(int64_t x) {
+  for (int d = 16; d > 0; d /= 2) x += __shfl_xor_sync(~0u, x, d);
+  return x;
+}
+
+// Blocks that warp w adds up: [w * share, (w + 1) * share).
+template <int kWarps>
+__device__ __forceinline__ int share(int blocks) {
+  return (blocks + kWarps - 1) / kWarps;
+}
+
+// Every warp of the CTA; __syncthreads must follow.
+template <int kWarps, class Blocks>
+__device__ __forceinline__ void add_up(Blocks const& blocks, LineSums<kWarps>& sums) {
+  int const warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  int const count = blocks.count(), each = share<kWarps>(count);
+  int64_t const end = min(int64_t(warp + 1) * each, int64_t(count));
+  int64_t sum = 0;
+  for (int64_t b = int64_t(warp) * each + lane; b < end; b += 32) sum += blocks.tiles(int(b)).count();
+  sum = warp_sum(sum);
+  if (lane == 0) sums.tiles[warp] = sum;
+}
+
+// Where part `part` of `parts` lies on the line, by one whole warp.
+template <int kWarps, class Blocks>
+__device__ __forceinline__ Part find_part(Blocks const& blocks, LineSums<kWarps> const& sums, int part, int parts) {
+  int const lane = threadIdx.x % 32, count = blocks.count();
+  int64_t all = 0;
+  for (int w = 0; w < kWarps; ++w) all += sums.tiles[w];
+  int64_t const first = part * all / parts, tiles = (part + 1) * all / parts - first;
+  Part const nothing = {{count, 0}, {count, 0}, tiles};
+  if (first >= all) return nothing;
+
+  int64_t before = 0;
+  int warp = 0;
+  while (before + sums.tiles[warp] <= first) before += sums.tiles[warp++];
+  for (int64_t at = int64_t(warp) * share<kWarps>(count); at < count; at += 32) {
+    int64_t const block = at + lane;
+    int64_t sum = block < count ? blocks.tiles(int(block)).count() : 0;
+    int64_t const mine = sum;
+    for (int d = 1; d < 32; d *= 2) {
+      int64_t const other = __shfl_up_sync(~0u, sum, d);
+      if (lane >= d) sum += other;
+    }
+    uint32_t const beyond = __ballot_sync(~0u, before + sum > first);
+    if (beyond != 0) {
+      int const l = __ffs(beyond) - 1;
+      int64_t const tile = __shfl_sync(~0u, first - before - (sum - mine), l);
+      return {{int(at) + l, int(tile)}, {count, 0}, tiles};
+    }
+    before += __shfl_sync(~0u, sum, 31);
+  }
+  return nothing;
+}
+
+// As a plan has it. `count` blocks.
+__device__ __forceinline__ bool is_for(int32_t const* plan, int count, int parts) {
+  return plan != nullptr && plan[0] == count && plan[1] == parts;
+}
+__device__ __forceinline__ Cut planned_cut(int32_t const* plan, int part, int count) {
+  int32_t const* const cut = plan + kIndexerPlanHeader + 2 * int64_t(part);
+  return {min(max(cut[0], 0), count), max(cut[1], 0)};
+}
+__device__ __forceinline__ Part planned_part(int32_t const* plan, int part, int count) {
+  return {planned_cut(plan, part, count), planned_cut(plan, part + 1, count), LLONG_MAX};
+}
+
+}  // namespace dsa::indexer

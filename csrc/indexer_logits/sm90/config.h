@@ -1,0 +1,132 @@
+// Tiles, shared memory and barriers of the indexer logits on Hopper. kernel.cuh draws the pipeline.
+#pragma once
+
+#include <cuda.h>
+#include <cutlass/arch/barrier.h>
+
+#include <cute/tensor.hpp>
+
+#include "indexer_logits/schedule.cuh"
+
+namespace dsa::sm90::indexer_logits {
+
+using namespace cute;
+using namespace dsa::indexer;
+using e4m3 = cutlass::float_e4m3_t;
+using Barrier = cutlass::arch::ClusterTransactionBarrier;
+
+// Two consumer warpgroups and a third one: a producer warp, and three that fill. Registers: 2 * 216 + 72 = 504 of 512 a
+// lane of three warpgroups.
+constexpr int kThreads = 384, kWarps = kThreads / 32;
+constexpr int kConsumerRegisters = 216;
+constexpr int kProducerRegisters = 72;
+constexpr int kConsumerWarps = 8, kFillWarps = 3;
+
+constexpr int kHalf = kTileKeys / 2;  // keys of one product, and rows of a warpgroup's accumulator
+constexpr int kGroupKeys = 8;         // that lie in one page
+
+struct TensorMaps {
+  CUtensorMap q, keys;
+};
+
+// A row of kDim codes is as wide as the swizzle, so that eight rows are one atom.
+template <int kDim>
+struct Rows;
+template <>
+struct Rows<128> {
+  using Atom = GMMA::Layout_K_SW128_Atom<e4m3>;
+  static constexpr CUtensorMapSwizzle kSwizzle = CU_TENSOR_MAP_SWIZZLE_128B;
+};
+template <>
+struct Rows<64> {
+  using Atom = GMMA::Layout_K_SW64_Atom<e4m3>;
+  static constexpr CUtensorMapSwizzle kSwizzle = CU_TENSOR_MAP_SWIZZLE_64B;
+};
+template <>
+struct Rows<32> {
+  using Atom = GMMA::Layout_K_SW32_Atom<e4m3>;
+  static constexpr CUtensorMapSwizzle kSwizzle = CU_TENSOR_MAP_SWIZZLE_32B;
+};
+
+template <int kColumns>
+struct Product;
+template <>
+struct Product<128> {
+  using Op = SM90_64x128x32_F32E4M3E4M3_SS_TN<>;
+};
+template <>
+struct Product<64> {
+  using Op = SM90_64x64x32_F32E4M3E4M3_SS_TN<>;
+};
+
+// A slab is kColumns rows of Q: all heads of some queries, the columns of one product.
+template <int kHeads_, int kDim_, int kColumns_>
+struct Config {
+  static constexpr int kHeads = kHeads_, kDim = kDim_, kColumns = kColumns_;
+  static constexpr int kTokens = kColumns / kHeads;  // of a slab
+  static_assert(kTokens >= 1 && kHeads % 8 == 0 && kDim % 32 == 0);
+  using Mma = decltype(make_tiled_mma(typename Product<kColumns>::Op{}));
+  using KeyLayout = decltype(tile_to_shape(typename Rows<kDim>::Atom{}, Shape<Int<kHalf>, Int<kDim>>{}));
+  using QLayout = decltype(tile_to_shape(typename Rows<kDim>::Atom{}, Shape<Int<kColumns>, Int<kDim>>{}));
+
+  static constexpr int kStages = 6, kSlabs = 7;
+  static constexpr uint32_t kTileBytes = kTileKeys * kDim, kSlabBytes = kColumns * kDim;
+
+  // A block of queries that comes with tiles [first_key / 128, + tiles).
+  struct Unit {
+    int64_t out;  // offset of the first query's row of the output, in elements
+    int first_key, tiles, tokens;
+    int end_key;  // of the keys that some query sees
+  };
+
+  struct SharedStorage {
+    alignas(1024) e4m3 keys[kStages][kTileKeys * kDim];
+    alignas(1024) e4m3 q[kSlabs][kColumns * kDim];
+    alignas(16) float scale[kStages][kTileKeys];
+    uint32_t valid[kStages];  // bit i: the tile's keys [8 i, 8 i + 8) are in the cache
+    // By slab, as q.
+    alignas(8) float weight[kSlabs][kColumns];
+    Range range[kSlabs][kTokens];
+    Unit unit[2];
+    LineSums<kWarps> sums;
+    // barrier     arrives                                              waits
+    // full        producer's first lane + bytes; 32 lanes' copies      consumers, before a tile's first product
+    // empty       8 consumer warps, after the tile's last product      producer
+    // q_full      as full; its end of work (no tiles) comes so too     consumers, before a unit's first product
+    // q_empty     8 consumer warps, after the unit's last product      producer
+    Barrier full[kStages], empty[kStages], q_full[2], q_empty[2];
+  };
+  static_assert(sizeof(SharedStorage) <= 227 * 1024);
+
+  // By one thread, before __syncthreads.
+  static __device__ __forceinline__ void init_barriers(SharedStorage& smem) {
+    for (int i = 0; i < kStages; ++i) {
+      smem.full[i].init(1 + 32);
+      smem.empty[i].init(kConsumerWarps);
+    }
+    for (int i = 0; i < 2; ++i) {
+      smem.q_full[i].init(1 + 32);
+      smem.q_empty[i].init(kConsumerWarps);
+    }
+    cutlass::arch::fence_barrier_init();
+  }
+};
+
+// Q goes round a ring of `buffers` units, each of `slabs`.
+struct QBuffers {
+  int slabs, buffers;
+  __device__ __forceinline__ int slab(int buffer, int s) const { return buffer * slabs + s; }
+};
+
+template <class Keys_, class Ranges>
+struct KernelParams {
+  using Keys = Keys_;
+  IndexerQueries queries;
+  Keys keys;
+  Blocks<Ranges> blocks;
+  QBuffers ring;
+};
+using RaggedParams = KernelParams<IndexerKeys, RaggedRanges>;
+using PagedParams = KernelParams<PagedIndexerKeys, PagedRanges>;
+
+}  // namespace dsa::sm90::indexer_logits

@@ -1,0 +1,8 @@
+#include "indexer_logits/sm90/launch.cuh"
+
+namespace dsa::sm90::indexer_logits {
+template cudaError_t launch_paged<8, 32, 128>(IndexerQueries const&, PagedIndexerKeys const&, cudaStream_t);
+template cudaError_t launch_paged<16, 32, 128>(IndexerQueries const&, PagedIndexerKeys const&, cudaStream_t);
+template cudaError_t launch_paged<32, 32, 128>(IndexerQueries const&, PagedIndexerKeys const&, cudaStream_t);
+template cudaError_t launch_paged<64, 32, 128>(IndexerQueries const&, PagedIndexerKeys const&, cudaStream_t);
+}  // namespace dsa::sm90::indexer_logits
