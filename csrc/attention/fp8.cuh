@@ -20,10 +20,13 @@ __device__ __forceinline__ uint32_t simple_factor(uint32_t exponent) { return (e
 // its own, are the code's value times 2^-120, subnormals included; one exact product gives the rest. A NaN code (0x7f,
 // 0xff) counts as 480.
 __device__ __forceinline__ uint2 dequantise_simple(uint32_t codes, uint32_t factor) {
-  uint32_t const lo = __byte_perm(codes, 0, 0x1404), hi = __byte_perm(codes, 0, 0x3424);  // codes to the upper bytes
+  // Two codes to the lower bytes of 16-bit halves, and their signs all over the upper bytes: after the shift, sign and
+  // the other seven bits are in place, and the mask leaves nothing else.
   uint2 out;
-  out.x = (lo & 0x80008000) | (lo >> 4 & 0x07f007f0);
-  out.y = (hi & 0x80008000) | (hi >> 4 & 0x07f007f0);
+  asm("prmt.b32 %0, %1, 0, 0x9180;" : "=r"(out.x) : "r"(codes));
+  asm("prmt.b32 %0, %1, 0, 0xb3a2;" : "=r"(out.y) : "r"(codes));
+  out.x = out.x << 4 & 0x87f087f0;
+  out.y = out.y << 4 & 0x87f087f0;
   asm("mul.rn.bf16x2 %0, %0, %1;" : "+r"(out.x) : "r"(factor));
   asm("mul.rn.bf16x2 %0, %0, %1;" : "+r"(out.y) : "r"(factor));
   return out;

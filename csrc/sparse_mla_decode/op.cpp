@@ -160,6 +160,8 @@ KvSelection select(ArgumentChecks const& checks, Sizes const& s, KvFormat format
   return k;
 }
 
+constexpr char const* kTooManyKeys = ": all queries together have 2^31 blocks of 64 keys or more";
+
 struct Inputs {
   Tensor q, kv_cache, idx;
   double scale;
@@ -208,6 +210,7 @@ void compute(ArgumentChecks const& checks, Inputs in, Sizes const& s, Tensor out
 
   int const sms = multiprocessors(kOp, checks.device);
   DecodeShape const shape{int(s.batch * s.s_q), int(s.h_q), {p.keys[0].topk, p.keys[1].topk}};
+  check(shape.is_countable(), kOp, kTooManyKeys);
   if (in.plan) {
     checks.tensor("plan", *in.plan, ScalarType::Int);
     int64_t const elements = plan_elements(shape.parts(sms)), given = in.plan->numel();
@@ -283,7 +286,9 @@ DecodeShape plan_shape(int64_t batch, int64_t s_q, int64_t h_q, int64_t topk, in
   check(batch >= 0 && s_q >= 0 && h_q >= 0 && topk >= 0 && extra_topk >= 0 && h_q <= kMost / 2 && topk <= kMost &&
             extra_topk <= kMost && (batch == 0 || s_q <= kMaxInt / batch),
         kPlanOp, ": a size is negative or beyond 2^31");
-  return {int(batch * s_q), int(h_q), {int(topk), int(extra_topk)}};
+  DecodeShape const shape{int(batch * s_q), int(h_q), {int(topk), int(extra_topk)}};
+  check(shape.is_countable(), kPlanOp, kTooManyKeys);
+  return shape;
 }
 
 int64_t plan_size(int64_t sms, int64_t batch, int64_t s_q, int64_t h_q, int64_t topk, int64_t extra_topk,

@@ -44,6 +44,8 @@ struct DecodeShape {
     return blocks == 0 ? 1 : (blocks + unit_blocks() - 1) / unit_blocks();
   }
   __host__ __device__ constexpr int most_units() const { return units(topk[0], topk[1]); }
+  // Work is counted in int.
+  __host__ constexpr bool is_countable() const { return queries == 0 || most_units() <= INT32_MAX / queries; }
   __host__ __device__ constexpr int most_chunks() const { return (most_units() + chunk_units() - 1) / chunk_units(); }
   __host__ constexpr int64_t partial_slots(int sms, bool batch_invariant) const {
     return batch_invariant ? (most_chunks() > 1 ? int64_t(queries) * most_chunks() : 0) : 2 * int64_t(parts(sms));
@@ -60,11 +62,16 @@ struct DecodeCut {
 constexpr int kPlanHeader = 4;
 constexpr int64_t plan_elements(int parts) { return kPlanHeader + 2 * (int64_t(parts) + 1); }
 
+// floor(part * total / parts), for part <= parts < 2^15. (32 bits: producers have few registers.)
+__host__ __device__ constexpr int share_before(int part, int parts, int total) {
+  return part * (total / parts) + part * (total % parts) / parts;
+}
+
 // Where part `part` begins on a line of so many units, in equal parts. Parts are not empty, except the last ones if
 // there are fewer units: combine.cu relies on that.
-__host__ __device__ constexpr int64_t unit_before(int64_t part, int64_t parts, int64_t units) {
-  int64_t const used = parts < units ? parts : units;
-  return part < used ? part * units / used : units;
+__host__ __device__ constexpr int unit_before(int part, int parts, int units) {
+  int const used = parts < units ? parts : units;
+  return part < used ? share_before(part, used, units) : units;
 }
 
 // The cut before a part if every query has as many units: by whichever way should take the fewest units' time,
@@ -72,18 +79,18 @@ __host__ __device__ constexpr int64_t unit_before(int64_t part, int64_t parts, i
 //   parts a line     parts of equal length, most of which hold pieces of two queries
 // Adding up pieces takes about as long as kCombineUnits units, a second query in a part kSecondUnits.
 constexpr int kCombineUnits = 3, kSecondUnits = 2;
-__host__ __device__ constexpr DecodeCut even_cut(int64_t part, int64_t parts, int64_t queries, int64_t units) {
-  int64_t const room = queries > 0 ? parts / queries : 1, pieces = room < 1 ? 1 : room < units ? room : units;
-  int64_t const longest = (queries + parts - 1) / parts * ((units + pieces - 1) / pieces);
-  int64_t const line = queries * units / parts + kCombineUnits + kSecondUnits;
+__host__ __device__ constexpr DecodeCut even_cut(int part, int parts, int queries, int units) {
+  int const room = queries > 0 ? parts / queries : 1, pieces = room < 1 ? 1 : room < units ? room : units;
+  int const longest = (queries / parts + (queries % parts > 0)) * ((units + pieces - 1) / pieces);
+  int const line = queries * units / parts + kCombineUnits + kSecondUnits;
   if (longest + (pieces > 1 ? kCombineUnits : 0) <= line) {
-    if (room < 1) return {int(part * queries / parts), 0};
-    int64_t const query = part / pieces;
-    if (query >= queries) return {int(queries), 0};
-    return {int(query), int(part % pieces * units / pieces)};
+    if (room < 1) return {share_before(part, parts, queries), 0};
+    int const query = part / pieces;
+    if (query >= queries) return {queries, 0};
+    return {query, part % pieces * units / pieces};
   }
-  int64_t const at = unit_before(part, parts, queries * units);
-  return {int(at / units), int(at % units)};
+  int const at = unit_before(part, parts, queries * units);
+  return {at / units, at % units};
 }
 
 #ifdef __CUDACC__
@@ -91,7 +98,7 @@ __host__ __device__ constexpr DecodeCut even_cut(int64_t part, int64_t parts, in
 __device__ inline DecodeCut cut_before(int32_t const* plan, DecodeShape const& shape, int part, int parts) {
   if (plan != nullptr && plan[0] == shape.queries && plan[1] == parts && plan[2] == shape.most_units()) {
     int32_t const* const cut = plan + kPlanHeader + 2 * part;
-    return {min(max(cut[0], 0), shape.queries), max(cut[1], 0)};
+    return {min(max(cut[0], 0), shape.queries), min(max(cut[1], 0), shape.most_units())};
   }
   return even_cut(part, parts, shape.queries, shape.most_units());
 }

@@ -2,6 +2,8 @@
 // producer.cuh fills its key tiles from a cache.
 #pragma once
 
+#include <cutlass/arch/reg_reconfig.h>
+
 #include "arch/any/dependent_grids.cuh"
 #include "attention/sm90/few_heads/consumer.cuh"
 #include "launch.h"
@@ -9,32 +11,53 @@
 
 namespace dsa::sm90::decode_few_heads {
 
+// 2 * (168 + 88) = 512 a lane of four warpgroups: all there are.
+constexpr int kConsumerRegisters = 152, kProducerRegisters = 104;
+
 template <class Format, int kHeads>
-using Config =
-    few_heads::Config<Format::kHeadDim, kHeads, Format::kNope == 0 ? few_heads::kAllTiles : Format::kNope / kTileCols>;
+using Config = few_heads::Config<Format::kHeadDim, kHeads, kProducerWarps,
+                                 Format::kNope == 0 ? few_heads::kAllTiles : Format::kNope / kTileCols>;
 
 // The consumers' blocks by turns.
 class Walk {
  public:
   __device__ __forceinline__ explicit Walk(DecodeParams const& params)
-      : first_(params, DecodeWork(params, 0)), second_(params, DecodeWork(params, 1)), turn_(first_.done() ? 1 : 0) {}
+      : latest_(params, DecodeWork::part_of(1)), other_(params, DecodeWork::part_of(0)) {}
 
-  __device__ __forceinline__ bool done() const { return first_.done() && second_.done(); }
-  __device__ __forceinline__ int consumer() const { return turn_; }
-  __device__ __forceinline__ KeyBlock next() {
-    KeyBlock const block = turn_ == 0 ? first_.next() : second_.next();
-    if (!(turn_ == 0 ? second_.done() : first_.done())) turn_ ^= 1;
-    return block;
+  __device__ __forceinline__ Walk fetch(int) const { return *this; }
+  __device__ __forceinline__ void put(int, int, Walk const& walk) {
+    *this = walk;
+    __syncwarp();
+  }
+
+  __device__ __forceinline__ bool next(DecodeParams const& params, KeyBlock& block, int& consumer) {
+#pragma unroll 1
+    for (int i = 0; i < 2; ++i) {
+      KeyWalk const other = other_;
+      other_ = latest_;
+      latest_ = other;
+      turn_ ^= 1;
+      consumer = turn_;
+      if (latest_.next(params, block)) return true;
+    }
+    return false;
   }
 
  private:
-  KeyWalk first_, second_;
-  int turn_;
+  KeyWalk latest_, other_;
+  int turn_ = 1;  // latest_'s consumer
 };
+
+template <class Format, int kHeads>
+struct SharedStorage : Config<Format, kHeads>::SharedStorage {
+  BatchRows<Format> batches[kProducerWarps];
+};
+static_assert(sizeof(SharedStorage<KvV32, 16>) <= 227 * 1024 && sizeof(SharedStorage<KvV4, 16>) <= 227 * 1024);
 
 template <class Config>
 struct Sink {
   using Shared = typename Config::SharedStorage;
+  static constexpr int kAhead = 4;
   static constexpr int kGroups = Config::kGroups;
   static constexpr int group_begin(int g) { return Config::group_begin(g); }
   static constexpr int group_end(int g) { return Config::group_end(g); }
@@ -53,8 +76,8 @@ struct Sink {
   __device__ __forceinline__ bf16* tile(int consumer, int position) {
     return smem.tile[consumer][Shared::buffer(position, number(consumer))];
   }
-  __device__ __forceinline__ uint16_t* valid_rows(int consumer) {
-    return reinterpret_cast<uint16_t*>(&smem.valid[consumer][number(consumer) % 2]);
+  __device__ __forceinline__ uint8_t* valid_rows(int consumer) {
+    return reinterpret_cast<uint8_t*>(&smem.valid[consumer][number(consumer) % 2]);
   }
   __device__ __forceinline__ Barrier& full(int consumer, int g) {
     return smem.full[consumer][Shared::barrier(g, number(consumer))];
@@ -66,28 +89,31 @@ struct Sink {
 };
 
 template <class Format, int kHeads>
-__global__ void __launch_bounds__(kThreads, 1)
+__global__ void __launch_bounds__(kDecodeThreads, 1)
     sparse_mla_decode_few_heads(__grid_constant__ DecodeParams const params, __grid_constant__ TensorMaps const maps) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
   using Config = Config<Format, kHeads>;
   extern __shared__ __align__(1024) uint8_t raw[];
-  auto& smem = *reinterpret_cast<typename Config::SharedStorage*>(raw);
+  auto& smem = *reinterpret_cast<SharedStorage<Format, kHeads>*>(raw);
   if (threadIdx.x == 0) Config::init_barriers(smem);
   __syncthreads();
   launch_dependent_grids();
 
   int const warpgroup = __shfl_sync(~0u, threadIdx.x / 128, 0);
-  if (warpgroup < 2)
+  if (warpgroup < 2) {
+    cutlass::arch::warpgroup_reg_alloc<kConsumerRegisters>();
     few_heads::Consumer<Config, DecodeWork>(params, maps, smem, warpgroup).run();
-  else
-    DecodeProducer<Format, Walk, Sink<Config>>(params, Walk(params), Sink<Config>(smem)).run();
+  } else {
+    cutlass::arch::warpgroup_reg_dealloc<kProducerRegisters>();
+    DecodeProducer<Format, Walk, Sink<Config>>(params, Walk(params), Sink<Config>(smem), smem.batches).run();
+  }
 #endif
 }
 
 template <class Format, int kHeads>
 cudaError_t launch(SparseMlaDecodeParams const& p, cudaStream_t stream) {
-  return launch_decode(sparse_mla_decode_few_heads<Format, kHeads>,
-                       sizeof(typename Config<Format, kHeads>::SharedStorage), kHeads, kHeads, p, stream);
+  return launch_decode(sparse_mla_decode_few_heads<Format, kHeads>, sizeof(SharedStorage<Format, kHeads>), kHeads,
+                       kHeads, p, stream);
 }
 
 }  // namespace dsa::sm90::decode_few_heads

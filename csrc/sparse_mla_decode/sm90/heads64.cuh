@@ -12,49 +12,82 @@
 
 namespace dsa::sm90::decode_heads64 {
 
-// The producer holds the next codes in registers. 2 * 192 + 120 = 504 of 512 a lane of three warpgroups.
-constexpr int kConsumerRegisters = 192, kProducerRegisters = 120;
+// 2 * (192 + 64) = 512 a lane of four warpgroups: all there are.
+constexpr int kConsumerRegisters = 192, kProducerRegisters = 64;
 
-// A warp's arrival for what it has written, 128 threads' where there are copies.
+// A warp's arrival for what it has written, a thread's where there are copies.
+constexpr int kWritten = kProducerWarps, kCopied = kProducerWarps * 33;
 template <class Format>
-using Config = heads64::Config<Format::kHeadDim, Format::kNope == 0 ? 4 + 128 : 4, 4 + 128>;
+using Config = heads64::Config<Format::kHeadDim, Format::kNope == 0 ? kCopied : kWritten, kCopied>;
 
-struct Walk : KeyWalk {
-  __device__ __forceinline__ explicit Walk(DecodeParams const& params) : KeyWalk(params, DecodeWork(params)) {}
-  __device__ __forceinline__ int consumer() const { return 0; }
+template <class Format>
+struct SharedStorage : Config<Format>::SharedStorage {
+  KeyWalk walks[kProducerWarps];
+  BatchRows<Format> batches[kProducerWarps];
+};
+static_assert(sizeof(SharedStorage<KvV32>) <= 227 * 1024 && sizeof(SharedStorage<KvV4>) <= 227 * 1024);
+
+// A producer warp's walk lies in shared memory: registers are scarce, and it is looked at once in a few blocks.
+class Walk {
+ public:
+  struct Cursor : KeyWalk {
+    __device__ __forceinline__ bool next(DecodeParams const& params, KeyBlock& block, int& consumer) {
+      consumer = 0;
+      return KeyWalk::next(params, block);
+    }
+  };
+
+  __device__ __forceinline__ Walk(DecodeParams const& params, KeyWalk (&walks)[kProducerWarps]) : walks_(walks) {
+    put(threadIdx.x / 32 % kProducerWarps, threadIdx.x % 32, {KeyWalk(params, DecodeWork::part_of(params))});
+  }
+
+  __device__ __forceinline__ Cursor fetch(int warp) const {
+    Cursor const cursor{walks_[warp]};
+    __syncwarp();  // all lanes have it
+    return cursor;
+  }
+  __device__ __forceinline__ void put(int warp, int lane, Cursor const& cursor) {
+    if (lane == 0) walks_[warp] = cursor;
+    __syncwarp();
+  }
+
+ private:
+  KeyWalk (&walks_)[kProducerWarps];
 };
 
 // The two key buffers by turns; their halves are the groups.
 template <class Config>
 struct Sink {
+  static constexpr int kAhead = 3;
   static constexpr int kGroups = 2;
   static constexpr int group_begin(int g) { return g * heads64::kHalfTiles; }
   static constexpr int group_end(int g) { return g == 0 ? heads64::kHalfTiles : Config::kTiles; }
   static constexpr int column_tile(int position) { return position; }
 
   typename Config::SharedStorage& smem;
-  int buffer = 0;
-  uint32_t phase = 1;  // both buffers start out free
+  uint32_t block = 0;
 
   __device__ __forceinline__ explicit Sink(typename Config::SharedStorage& smem) : smem(smem) {}
 
-  __device__ __forceinline__ void wait(int, int g) { smem.empty[buffer][g].wait(phase); }
-  __device__ __forceinline__ bf16* tile(int, int position) { return smem.k[buffer] + position * kTileElements; }
-  __device__ __forceinline__ uint16_t* valid_rows(int) { return reinterpret_cast<uint16_t*>(&smem.valid[buffer]); }
-  __device__ __forceinline__ Barrier& full(int, int g) { return smem.full[buffer][g]; }
-  __device__ __forceinline__ void next_block(int) {
-    buffer ^= 1;
-    phase ^= uint32_t(buffer == 0);
+  __device__ __forceinline__ void wait(int, int g) {
+    smem.empty[buffer()][g].wait(block / 2 % 2 ^ 1);  // both buffers start out free
   }
+  __device__ __forceinline__ bf16* tile(int, int position) { return smem.k[buffer()] + position * kTileElements; }
+  __device__ __forceinline__ uint8_t* valid_rows(int) { return reinterpret_cast<uint8_t*>(&smem.valid[buffer()]); }
+  __device__ __forceinline__ Barrier& full(int, int g) { return smem.full[buffer()][g]; }
+  __device__ __forceinline__ void next_block(int) { ++block; }
+
+ private:
+  __device__ __forceinline__ uint32_t buffer() const { return block % 2; }
 };
 
 template <class Format>
-__global__ void __launch_bounds__(kThreads, 1)
+__global__ void __launch_bounds__(kDecodeThreads, 1)
     sparse_mla_decode_heads64(__grid_constant__ DecodeParams const params, __grid_constant__ TensorMaps const maps) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
   using Config = Config<Format>;
   extern __shared__ __align__(1024) uint8_t raw[];
-  auto& smem = *reinterpret_cast<typename Config::SharedStorage*>(raw);
+  auto& smem = *reinterpret_cast<SharedStorage<Format>*>(raw);
   if (threadIdx.x == 0) Config::init_barriers(smem);
   __syncthreads();
   launch_dependent_grids();
@@ -68,15 +101,16 @@ __global__ void __launch_bounds__(kThreads, 1)
     heads64::OddConsumer<Config, DecodeWork>(params, maps, smem).run();
   } else {
     cutlass::arch::warpgroup_reg_dealloc<kProducerRegisters>();
-    DecodeProducer<Format, Walk, Sink<Config>>(params, Walk(params), Sink<Config>(smem)).run();
+    DecodeProducer<Format, Walk, Sink<Config>>(params, Walk(params, smem.walks), Sink<Config>(smem), smem.batches)
+        .run();
   }
 #endif
 }
 
 template <class Format>
 cudaError_t launch(SparseMlaDecodeParams const& p, cudaStream_t stream) {
-  return launch_decode(sparse_mla_decode_heads64<Format>, sizeof(typename Config<Format>::SharedStorage),
-                       heads64::kBlockH, heads64::kBlockH / 4, p, stream);
+  return launch_decode(sparse_mla_decode_heads64<Format>, sizeof(SharedStorage<Format>), heads64::kBlockH,
+                       heads64::kBlockH / 4, p, stream);
 }
 
 }  // namespace dsa::sm90::decode_heads64

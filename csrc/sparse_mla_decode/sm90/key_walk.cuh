@@ -9,49 +9,64 @@ namespace dsa::sm90 {
 struct KeyBlock {
   int32_t const* idx;  // of the block's first key
   int count;           // keys that count; at most 0: all masked
-  int selection;       // of the caches; < 0: there is no block
+  int selection;       // of the caches
 };
 
-// All blocks of one worker's tiles.
+// All blocks of one worker's tiles. Producers have few registers: they keep a run of blocks, all in one tile and one
+// cache, and work out the next run from its place.
 class KeyWalk {
  public:
-  __device__ __forceinline__ explicit KeyWalk(DecodeParams const& params, DecodeWork const& work)
-      : params_(params), work_(work) {
-    open();
-  }
+  __device__ __forceinline__ KeyWalk(DecodeParams const& params, int part)
+      : at_(DecodeWork::begin(params, part)), part_(part) {}
 
-  __device__ __forceinline__ bool done() const { return work_.done(); }
-
-  __device__ __forceinline__ KeyBlock next() {
-    int const first_blocks = DecodeShape::blocks_of(tile_.length[0]);
-    // (Each of the two by name: indexing would put the parameters into local memory.)
-    bool const second = block_ >= first_blocks;
-    int const begin = (block_ - (second ? first_blocks : 0)) * kBlockK;
-    int64_t const query = second ? offset(params_.keys[1]) : offset(params_.keys[0]);
-    KeyBlock const result = {(second ? params_.keys[1].idx : params_.keys[0].idx) + query + begin,
-                             (second ? tile_.length[1] : tile_.length[0]) - begin, int(second)};
-    if (++block_ == tile_.end_block) {
-      work_.advance();
-      open();
-    }
-    return result;
+  // Whether there is another.
+  __device__ __forceinline__ bool next(DecodeParams const& params, KeyBlock& block) {
+    if (blocks_ == 0) open_run(params);
+    if (blocks_ == kFinished) return false;
+    block = run_;
+    run_.idx += kBlockK;
+    run_.count -= kBlockK;
+    --blocks_;
+    return true;
   }
 
  private:
-  __device__ __forceinline__ int64_t offset(KvSelection const& keys) const {
-    return tile_.batch * keys.idx_stride_batch + tile_.token * keys.idx_stride_token;
+  static constexpr int kFinished = -1, kFirst = -1;
+
+  __device__ __forceinline__ void open_run(DecodeParams const& params) {
+    DecodeWork work(params, part_, 0, at_);
+    if (block_ != kFirst && block_ == work.tile().end_block) {
+      work.advance();
+      block_ = kFirst;
+    }
+    if (work.done()) {
+      blocks_ = kFinished;
+      return;
+    }
+    DecodeTile const tile = work.tile();
+    at_ = work.at();
+    if (block_ == kFirst) block_ = tile.first_block;
+    int const first_blocks = DecodeShape::blocks_of(tile.length[0]);
+    // (Each of the two by name: indexing would put the parameters into local memory.)
+    bool const second = block_ >= first_blocks;
+    int const begin = (block_ - (second ? first_blocks : 0)) * kBlockK;
+    int64_t const query = second ? offset(tile, params.keys[1]) : offset(tile, params.keys[0]);
+    run_ = {(second ? params.keys[1].idx : params.keys[0].idx) + query + begin,
+            (second ? tile.length[1] : tile.length[0]) - begin, int(second)};
+    int const end = second ? tile.end_block : min(tile.end_block, first_blocks);
+    blocks_ = end - block_;
+    block_ = end;
   }
 
-  __device__ __forceinline__ void open() {
-    if (work_.done()) return;
-    tile_ = work_.tile();
-    block_ = tile_.first_block;
+  __device__ __forceinline__ static int64_t offset(DecodeTile const& tile, KvSelection const& keys) {
+    return tile.batch * keys.idx_stride_batch + tile.token * keys.idx_stride_token;
   }
 
-  DecodeParams const& params_;
-  DecodeWork work_;
-  DecodeTile tile_;
-  int block_ = 0;
+  KeyBlock run_;        // its next block
+  int blocks_ = 0;      // that it has left
+  int block_ = kFirst;  // where the next run begins, among its query's blocks
+  DecodeCut at_;        // of the run's tile
+  int part_;
 };
 
 }  // namespace dsa::sm90

@@ -19,7 +19,7 @@ cudaError_t launch_decode(Kernel* kernel, int shared_bytes, int tile_heads, int 
   if (cudaError_t e = encode_maps(maps, p, tile_heads, out_heads)) return e;
   if (cudaError_t e = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes)) return e;
   int const ctas = shape.few_heads() ? params.parts / 2 : params.parts * shape.head_blocks();
-  kernel<<<ctas, kThreads, shared_bytes, stream>>>(params, maps);
+  kernel<<<ctas, kDecodeThreads, shared_bytes, stream>>>(params, maps);
   if (cudaError_t e = cudaGetLastError()) return e;
   return cudaError_t(launch_decode_combine(p, stream));
 }

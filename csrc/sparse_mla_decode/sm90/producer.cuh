@@ -1,13 +1,15 @@
-// The producer warpgroup: fills key tiles with bf16, from the rows of a cache that idx names.
+// The two producer warpgroups: they fill key tiles with bf16, from the rows of a cache that idx names.
 //
-// Bytes come in three steps, so that no warp waits for memory:
-//   block n + 3   its indices are loaded
-//   block n + 2   its rows are fetched into L2
-//   block n + 1   its scales, and codes from half a block ahead on, are loaded into registers: kAhead tiles
-//   block n       codes become bf16 in shared memory; RoPE columns, and all of a bf16 cache, are copied (cp.async)
+// Bytes come in steps, so that no warp waits for memory:
+//   5 to 8 blocks ahead    indices are loaded, of four blocks at a time
+//   1 to 4 blocks ahead    these blocks' rows are found
+//   a block ahead          a block's rows are fetched into L2, and its scales loaded into registers
+//   half a block ahead     codes are: kAhead tiles
+//   then                   codes become bf16 in shared memory; RoPE columns, and all of a bf16 cache, are copied
 //
-// Walk: next() gives the blocks in order, with the consumer that each is for. Sink: the tiles that a block goes to, in
-// groups:
+// Walk: where the warp is in its work; fetch() and put() a cursor, whose next(params, block, consumer) gives the blocks
+// in order, with the consumer that each is for. Sink: the tiles that a block goes to, in groups:
+//   kAhead                                  tiles of codes that are loaded ahead, into registers: 4 KB a CTA each
 //   kGroups, group_begin(g), group_end(g)   positions of a group's tiles
 //   column_tile(position)
 //   wait(consumer, g)                       until the consumer has left the group's tiles
@@ -24,44 +26,43 @@ namespace dsa::sm90 {
 template <class Format, class Walk, class Sink>
 struct DecodeProducer {
   static constexpr int kCodeTiles = Format::kNope / 64;
-  static constexpr int kTiles = Format::kHeadDim / 64;
-  static constexpr int kAhead = 4;  // tiles of codes in registers: 16 KB a CTA
+  static constexpr int kAhead = Sink::kAhead;
   // Turns of a block: its code tiles, and as many idle ones as make the registers come round.
   static constexpr int kTurns = (kCodeTiles + kAhead - 1) / kAhead * kAhead;
 
   DecodeParams const& params;
   Walk walk;
   Sink sink;
-  Lane const self;
-  BlockIndices after_next, third;  // blocks n + 2 and n + 3
+  Lane self;
+  BatchRows<Format> (&batches)[kProducerWarps];
+  BatchBlocks blocks;  // that the batch has left
+  BatchIndices<Format> later;
   BlockRows<Format> now, next;
-  uint4 codes[kAhead][2];
+  uint4 codes[kAhead];
+  uint32_t factor;  // of the tile that is being filled
 
-  __device__ __forceinline__ DecodeProducer(DecodeParams const& params, Walk const& walk, Sink const& sink)
-      : params(params), walk(walk), sink(sink) {}
+  __device__ __forceinline__ DecodeProducer(DecodeParams const& params, Walk const& walk, Sink const& sink,
+                                            BatchRows<Format> (&batches)[kProducerWarps])
+      : params(params), walk(walk), sink(sink), batches(batches) {}
 
   __device__ __forceinline__ void run() {
-    BlockIndices first, second;
-    load_indices(first);
-    load_indices(second);
-    load_indices(after_next);
-    now.open(params, first, self.lane);
-    BlockRows<Format>::prefetch(params, second, self.lane);
-    if constexpr (kCodeTiles > 0) {
-      cute::for_each(cute::make_seq<kAhead>{}, [&](auto turn) { load_codes<decltype(turn)::value>(now); });
-    }
-    while (now.exists) {
-      next.open(params, second, self.lane);
-      BlockRows<Format>::prefetch(params, after_next, self.lane);
-      load_indices(third);
-      // (Apart from each other: the code of one block should be short, for the instruction caches.)
-      if (kCodeTiles == 0 || now.scales_are_simple(self.lane))
-        fill_block<true>();
+    blocks.bits = BatchBlocks::kEnd;
+    later.load(params, walk, batches[self.warp()], self);
+    for (;;) {
+      self.forget();
+      if (blocks.empty()) {
+        blocks = later.resolve(params, batches[self.warp()], self);
+        later.load(params, walk, batches[self.warp()], self);
+      }
+      next.open(params, blocks, batches[self.warp()], self);
+      blocks.pass();
+      if (now.exists())
+        fill_block();
       else
-        fill_block<false>();
+        cute::for_each(cute::make_seq < kCodeTiles == 0 ? 0 : kAhead > {},
+                       [&](auto turn) { load_codes<decltype(turn)::value>(next); });
       now = next;
-      second = after_next;
-      after_next = third;
+      if (!now.exists()) break;
     }
   }
 
@@ -84,21 +85,11 @@ struct DecodeProducer {
     return false;
   }
 
-  __device__ __forceinline__ void load_indices(BlockIndices& block) {
-    block.selection = -1;
-    if (walk.done()) return;
-    block.consumer = walk.consumer();
-    block.load(walk.next(), self.warp * 16 + self.lane % 16);
-  }
-
   // (Turns and positions are template arguments: the compiler does not fold the functions above elsewhere.)
   template <int kTurn>
   __device__ __forceinline__ void load_codes(BlockRows<Format> const& rows) {
-    if constexpr (kTurn < kCodeTiles) {
-      constexpr int kTile = Sink::column_tile(position_of_turn(kTurn));
-#pragma unroll
-      for (int j = 0; j < 2; ++j) codes[kTurn % kAhead][j] = rows.load_codes(kTile, j);
-    }
+    if constexpr (kTurn < kCodeTiles)
+      codes[kTurn % kAhead] = rows.load_codes(Sink::column_tile(position_of_turn(kTurn)));
   }
 
   // After a turn its registers take the codes of the one that comes kAhead turns later.
@@ -110,44 +101,56 @@ struct DecodeProducer {
       load_codes<kTurn + kAhead - kTurns>(next);
   }
 
-  // kSimple: all scales of the block's rows are (attention/fp8.cuh).
-  template <bool kSimple>
   __device__ __forceinline__ void fill_block() {
+    bool const simple = kCodeTiles == 0 || now.scales_are_simple(self);
     cute::for_each(cute::make_seq<Sink::kGroups>{}, [&](auto g) {
-      constexpr int kGroup = decltype(g)::value, kBegin = Sink::group_begin(kGroup);
-      sink.wait(now.consumer, kGroup);
-      if (kGroup == 0 && self.lane == 0) sink.valid_rows(now.consumer)[self.warp] = now.valid;
-      cute::for_each(cute::make_seq<Sink::group_end(kGroup) - kBegin>{},
-                     [&](auto i) { fill_tile<kSimple, kBegin + decltype(i)::value>(); });
+      constexpr int kGroup = decltype(g)::value, kBegin = Sink::group_begin(kGroup), kEnd = Sink::group_end(kGroup);
+      sink.wait(now.consumer(), kGroup);
+      if constexpr (kGroup == 0) {
+        uint32_t const valid = now.valid_rows();
+        if (self.lane() == 0) sink.valid_rows(now.consumer())[self.warp()] = valid;
+      }
+      cute::for_each(cute::make_seq<kEnd - kBegin>{}, [&](auto i) { fill_tile<kBegin + decltype(i)::value>(); });
+      if (!simple) fill_again(kBegin, kEnd);
       if constexpr (has_copies(kGroup))
-        arrive_after_gather(reinterpret_cast<uint64_t&>(sink.full(now.consumer, kGroup)));
+        arrive_after_gather(reinterpret_cast<uint64_t&>(sink.full(now.consumer(), kGroup)));
       cutlass::arch::fence_view_async_shared();
       __syncwarp();
-      if (self.lane == 0) sink.full(now.consumer, kGroup).arrive();
+      if (self.lane() == 0) sink.full(now.consumer(), kGroup).arrive();
     });
     cute::for_each(cute::make_seq<kTurns - kCodeTiles>{},
                    [&](auto i) { load_ahead<kCodeTiles + decltype(i)::value>(); });
-    sink.next_block(now.consumer);
+    sink.next_block(now.consumer());
   }
 
-  template <bool kSimple, int kPosition>
+  __device__ __forceinline__ uint32_t tile(int position) {
+    return cute::cast_smem_ptr_to_uint(sink.tile(now.consumer(), position));
+  }
+
+  template <int kPosition>
   __device__ __forceinline__ void fill_tile() {
     constexpr int kTile = Sink::column_tile(kPosition);
-    uint32_t const tile = cute::cast_smem_ptr_to_uint(sink.tile(now.consumer, kPosition));
     if constexpr (!is_code(kPosition)) {
-      now.copy_tile(tile, Format::kRopeAt + (kTile - kCodeTiles) * 128, self.lane, self.warp);
+      now.copy_tile(tile(kPosition), Format::kRopeAt + (kTile - kCodeTiles) * 128, self);
     } else {
-      constexpr int kTurn = turn_of(kPosition);
-#pragma unroll
-      for (int j = 0; j < 2; ++j) {
-        uint32_t const address = tile + self.codes_at + j * 8 * 128;
-        uint32_t const scale = now.scale(kTile, j, self.lane);
-        if constexpr (kSimple)
-          store_simple(address, codes[kTurn % kAhead][j], now.factor(scale));
-        else
-          store_any(address, codes[kTurn % kAhead][j], now.number(scale));
-      }
+      constexpr int kTurn = turn_of(kPosition), kScale = now.group(kTile);
+      if constexpr (kTurn == 0 || now.group(Sink::column_tile(position_of_turn(kTurn - (kTurn > 0)))) != kScale)
+        factor = now.factor(now.scale(kScale, self));
+      store_simple(tile(kPosition) + self.codes_at(), codes[kTurn % kAhead], factor);
       load_ahead<kTurn>();
+    }
+  }
+
+  // The tiles of a group whose scales are not simple: what they hold is wrong. (A second version of everything would
+  // cost the first one registers, and time.)
+  __device__ __forceinline__ void fill_again(int begin, int end) {
+#pragma unroll 1
+    for (int position = begin; position < end; ++position) {
+      int const column_tile = Sink::column_tile(position);
+      if (column_tile >= kCodeTiles) continue;
+      float const scale = now.number(now.scale(now.group(column_tile), self));
+      uint4 const its_codes = now.load_codes(column_tile);
+      store_any(tile(position) + self.codes_at(), now.counts() ? its_codes : uint4{}, now.counts() ? scale : 0.f);
     }
   }
 };

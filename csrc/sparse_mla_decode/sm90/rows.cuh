@@ -19,139 +19,198 @@ __device__ __forceinline__ void prefetch_line(void const* address) {
   asm volatile("prefetch.global.L2 [%0];" ::"l"(address) : "memory");
 }
 
-// A block of which nothing but the indices is known. A warp fills rows 16 w .. 16 w + 15, and lanes l and l + 16 hold
-// the index of row 16 w + l.
-struct BlockIndices {
+// The producer's eight warps fill eight rows of a block each: warp w rows 8 w .. 8 w + 7.
+constexpr int kWarpRows = kBlockK / kProducerWarps;
+static_assert(kWarpRows == 8);
+
+// Which thread of the producer this is. Of a block it has a quarter of a row: bytes 16 q .. 16 q + 15 of every 64.
+class Lane {
+ public:
+  // (Shuffled, or the compiler would read the special register again and again, which takes long.)
+  __device__ __forceinline__ Lane() : thread_(__shfl_sync(~0u, threadIdx.x % (kProducerWarps * 32), threadIdx.x)) {}
+
+  __device__ __forceinline__ int lane() const { return thread_ % 32; }
+  __device__ __forceinline__ int warp() const { return thread_ / 32; }
+  __device__ __forceinline__ int row() const { return thread_ % 32 / 4; }  // of the warp's
+  __device__ __forceinline__ int quarter() const { return thread_ % 4; }
+  // Where its first 8 bf16 of a code tile go, in bytes from the tile's first: the 2 q-th 16 bytes of a row.
+  __device__ __forceinline__ uint32_t codes_at() const {
+    return thread_ / 4 * 128 + ((quarter() * 2) ^ row()) * 16;  // 128-byte swizzle
+  }
+  // And of a copied tile: the q-th. The (q + 4)-th differ in a bit, 64.
+  __device__ __forceinline__ uint32_t copies_at() const { return thread_ / 4 * 128 + (quarter() ^ row()) * 16; }
+
+  // Makes the compiler forget who it is. It would keep whatever can be computed from that over all blocks, for which
+  // there are no registers.
+  __device__ __forceinline__ void forget() { asm volatile("" : "+r"(thread_)); }
+
+ private:
+  uint32_t thread_;
+};
+
+constexpr int kBatch = 4;
+
+// What four blocks are: from which cache and for which consumer, four bits each.
+struct BatchBlocks {
+  static constexpr uint32_t kEnd = 1;  // all that is left of the batch when it has been used up
+
+  uint32_t bits = kEnd << 4 * kBatch;  // of the next block, in the lowest; 0: there is none
+
+  __device__ __forceinline__ bool empty() const { return bits == kEnd; }
+  // Of the next block: what it is, and which of the batch.
+  __device__ __forceinline__ uint32_t what() const { return bits & 15; }
+  __device__ __forceinline__ int number() const { return kBatch - (31 - __clz(int(bits))) / 4; }
+  __device__ __forceinline__ void pass() { bits >>= 4; }
+
+  __device__ __forceinline__ void add(int i, int selection, int consumer) {
+    bits |= (1u | selection << 1 | consumer << 2) << i * 4;
+  }
+  static __device__ __forceinline__ bool second_cache(uint32_t block) { return block & 2; }
+};
+
+// A warp's rows of four blocks, in shared memory: row r of block i at 8 i + r.
+template <class Format>
+struct BatchRows {
+  static constexpr uint32_t kMasked = ~0u;
+
+  uint32_t at16[kBatch * kWarpRows];  // places in the cache, in 16 bytes; kMasked: the row does not count
+  uint32_t scales_at8[Format::kScalesInLine ? 1 : kBatch * kWarpRows];  // of its scales, in 8 bytes
+  BatchBlocks later;                                                    // what the next four are
+};
+
+// Blocks whose indices are on their way: lane l has row 8 w + l % 8 of block l / 8.
+template <class Format>
+struct BatchIndices {
   int index = -1;
-  int selection = -1;  // < 0: there is no block
-  int consumer = 0;    // that the block is for
 
-  __device__ __forceinline__ bool exists() const { return selection >= 0; }
+  template <class Walk>
+  __device__ __forceinline__ void load(DecodeParams const& params, Walk& walk, BatchRows<Format>& rows,
+                                       Lane const& self) {
+    BatchBlocks blocks;
+    KeyBlock mine{nullptr, 0, 0};
+    auto cursor = walk.fetch(self.warp());
+#pragma unroll 1
+    for (int i = 0; i < kBatch; ++i) {
+      KeyBlock block;
+      int consumer;
+      if (!cursor.next(params, block, consumer)) break;
+      blocks.add(i, block.selection, consumer);
+      if (self.lane() / kWarpRows == i) mine = block;
+    }
+    if (self.lane() == 0) rows.later = blocks;
+    walk.put(self.warp(), self.lane(), cursor);
+    int const place = self.warp() * kWarpRows + self.lane() % kWarpRows;
+    index = place < mine.count ? __ldg(mine.idx + place) : -1;
+  }
 
-  __device__ __forceinline__ void load(KeyBlock const& block, int place) {
-    selection = block.selection;
-    index = place < block.count ? __ldg(block.idx + place) : -1;
+  // From indices to places; returns what the blocks are.
+  __device__ __forceinline__ BatchBlocks resolve(DecodeParams const& params, BatchRows<Format>& rows,
+                                                 Lane const& self) const {
+    __syncwarp();  // nobody reads those of the batch before
+    BatchBlocks const blocks = rows.later;
+    rows.at16[self.lane()] = BatchRows<Format>::kMasked;
+    bool const second = BatchBlocks::second_cache(blocks.bits >> self.lane() / kWarpRows * 4);
+    KvCache const c = second ? params.keys[1].cache : params.keys[0].cache;
+    if (uint32_t(index) < uint32_t(c.slots)) {
+      KvFields const fields = kv_fields<Format>(c.layout, index);
+      rows.at16[self.lane()] = uint32_t(fields.codes >> 4);
+      if constexpr (!Format::kScalesInLine) rows.scales_at8[self.lane()] = uint32_t(fields.scales >> 3);
+    }
+    __syncwarp();
+    return blocks;
   }
 };
 
-// What one thread is to its warp, in registers: the compiler would read special registers again and again.
-struct Lane {
-  int lane, warp;
-  uint32_t codes_at;  // where its first 8 bf16 of a code tile go, in bytes from the tile's first
-
-  __device__ __forceinline__ Lane() : lane(threadIdx.x % 32), warp(threadIdx.x / 32 % 4) {
-    codes_at = (warp * 16 + lane / 4) * 128 + ((lane % 4 * 2) ^ (lane / 4)) * 16;  // 128-byte swizzle
-    asm volatile("" : "+r"(lane), "+r"(warp), "+r"(codes_at));
-  }
-};
-
-// Where the rows of a block are.
+// One block's rows, as a thread sees them: its quarter of row 8 w + l / 4.
 template <class Format>
 struct BlockRows {
-  // Code tiles are fetched by quads of lanes: lane l has the 16 bytes l % 4 of rows 16 w + l / 4 + {0, 8}.
-  static constexpr int kMine = 2;
+  using Batch = BatchRows<Format>;
+  // Scales are fetched by words: all of v32's four, or the two that hold v4's bytes.
+  static constexpr int kWords = Format::kScaleBytes == 4 ? 4 : 2;
 
-  char const* cache = nullptr;
-  uint32_t at16 = 0;        // of the lane's own row (l % 16): its place in the cache, in 16 bytes
-  uint32_t valid = 0;       // bit r: row 16 w + r counts
-  char const* mine[kMine];  // its bytes of the first code tile; null: the row does not count
-  uint32_t scales[kMine];   // of these rows; lane l % 4 holds the l % 4-th word of what the quad needs
-  int consumer = 0;
-  bool exists = false;
+  static constexpr uint32_t kCounts = 16;
 
-  __device__ __forceinline__ void open(DecodeParams const& params, BlockIndices const& block, int lane) {
-    exists = block.exists();
-    mine[0] = mine[1] = nullptr;
-    if (!exists) return;
-    consumer = block.consumer;
-    KvCache const c = cache_of(params, block);
-    cache = static_cast<char const*>(c.data);
-    bool const inside = uint32_t(block.index) < uint32_t(c.slots);
-    KvFields const fields = kv_fields<Format>(c.layout, inside ? block.index : 0);
-    at16 = uint32_t(fields.codes >> 4);
-    valid = __ballot_sync(~0u, inside) & 0xffff;
+  uint32_t what = 0;  // as in BatchBlocks, 0: there is no block; and kCounts if the row counts
+  char const* mine;   // the thread's bytes of its first code tile
+  uint32_t word;      // of the row's scales, the (l % kWords)-th
+
+  __device__ __forceinline__ bool exists() const { return what != 0; }
+  __device__ __forceinline__ int consumer() const { return what >> 2 & 1; }
+  __device__ __forceinline__ bool counts() const { return what & kCounts; }
+
+  // The next of a batch.
+  __device__ __forceinline__ void open(DecodeParams const& params, BatchBlocks const& blocks, Batch const& batch,
+                                       Lane const& self) {
+    int const at = blocks.number() * kWarpRows + self.row();
+    what = blocks.what();
+    uint32_t const at16 = exists() ? batch.at16[at] : Batch::kMasked;
+    if (at16 != Batch::kMasked) what |= kCounts;
+    // In place of a row that does not count the first of q's, which is as long, is read, and is not looked at.
+    KvCache const& c = BatchBlocks::second_cache(what) ? params.keys[1].cache : params.keys[0].cache;
+    auto const* const cache = static_cast<char const*>(c.data);
+    auto const* const any = static_cast<char const*>(params.q);
+    mine = (counts() ? cache + uint64_t(at16) * 16 : any) + uint32_t(self.quarter() * 16);
     if constexpr (Format::kNope > 0) {
-      // Scales by words: all of v32's four, or the two that hold v4's bytes. A row that does not count has scales of 1.
-      constexpr int kWords = Format::kScaleBytes == 4 ? 4 : 2;
-      constexpr uint32_t kOnes = Format::kScaleBytes == 4 ? 0x3f800000 : 0x7f7f7f7f;
-      uint32_t const scales8 = uint32_t(fields.scales >> 3);
+      char const* words;
+      if constexpr (Format::kScalesInLine)
+        words = mine + (Format::kScalesAt - uint32_t(self.quarter() * 16));
+      else
+        words = counts() ? cache + uint64_t(batch.scales_at8[at]) * 8 : any;
+      word = __ldg(reinterpret_cast<uint32_t const*>(words + uint32_t(self.lane() % kWords * 4)));
+    }
+    if (counts()) {  // on their way from memory to L2, a line at a time
+      constexpr int kLine = 128,
+                    kBytes = Format::kScalesInLine ? Format::kTokenBytes : Format::kNope + Format::kRope * 2;
+      auto const* const first = cache + uint64_t(at16) * 16;
 #pragma unroll
-      for (int j = 0; j < kMine; ++j) {
-        int const row = lane / 4 + j * 8;
-        uint32_t const row16 = __shfl_sync(~0u, at16, row);
-        int64_t const offset = int64_t(__shfl_sync(~0u, scales8, row)) * 8 + lane % kWords * 4;
-        scales[j] = kOnes;
-        if (!is_valid(row)) continue;
-        mine[j] = cache + (int64_t(row16) * 16 + lane % 4 * 16);
-        scales[j] = __ldg(reinterpret_cast<uint32_t const*>(cache + offset));
-      }
+      for (int i = 0; i < kBytes; i += 4 * kLine)
+        prefetch_line(first + min(uint32_t(self.quarter() * kLine) + i, uint32_t(kBytes - 1)));
     }
   }
 
   // Whether all scales of the warp's rows are simple (attention/fp8.cuh). A pad byte among v4's counts as one, whatever
   // it holds.
-  __device__ __forceinline__ bool scales_are_simple(int lane) const {
-    bool simple = true;
-#pragma unroll
-    for (int j = 0; j < kMine; ++j) {
-      if constexpr (Format::kScaleBytes == 4) {
-        simple &= scale_is_simple(__uint_as_float(scales[j]));
-      } else {
-        uint32_t const bytes = lane % 2 == 0 ? scales[j] : (scales[j] & 0x00ffffff) | 0x01000000;
-        simple &= __vminu4(__vmaxu4(bytes, 0x01010101), 0x86868686) == bytes;  // 1 to 134
-      }
-    }
-    return __all_sync(~0u, simple);
-  }
-
-  static __device__ __forceinline__ KvCache cache_of(DecodeParams const& params, BlockIndices const& block) {
-    return block.selection == 0 ? params.keys[0].cache : params.keys[1].cache;
-  }
-
-  __device__ __forceinline__ bool is_valid(int row) const { return valid >> row & 1; }
-
-  // The rows' bytes on their way from memory to L2, a line at a time: each row by the two lanes that hold its index.
-  static __device__ __forceinline__ void prefetch(DecodeParams const& params, BlockIndices const& block, int lane) {
-    if (!block.exists()) return;
-    KvCache const c = cache_of(params, block);
-    if (uint32_t(block.index) >= uint32_t(c.slots)) return;
-    KvFields const fields = kv_fields<Format>(c.layout, block.index);
-    constexpr int kLine = 128, kBytes = Format::kScalesInLine ? Format::kTokenBytes : Format::kNope + Format::kRope * 2,
-                  kLines = (kBytes + kLine - 1) / kLine;
-    char const* const row = static_cast<char const*>(c.data) + fields.codes;
-#pragma unroll
-    for (int i = 0; i < (kLines + 1) / 2; ++i) prefetch_line(row + min((lane / 16 + i * 2) * kLine, kBytes - 1));
-  }
-
-  // 64 columns of codes from column tile * 64 on: this lane's 16 of its row j.
-  __device__ __forceinline__ uint4 load_codes(int tile, int j) const {
-    return mine[j] == nullptr ? uint4{0, 0, 0, 0} : load_16B(mine[j] + tile * 64);
-  }
-
-  // Of the lane's row j in a tile of 64 columns; all lanes call it. The scale's bits, or v4's byte.
-  __device__ __forceinline__ uint32_t scale(int tile, int j, int lane) const {
+  __device__ __forceinline__ bool scales_are_simple(Lane const& self) const {
     if constexpr (Format::kScaleBytes == 4) {
-      return __shfl_sync(~0u, scales[j], (lane & ~3) | tile * 64 / Format::kGroup);
+      return __all_sync(~0u, !counts() || scale_is_simple(__uint_as_float(word)));
     } else {
-      return __shfl_sync(~0u, scales[j], (lane & ~3) | tile / 4) >> tile % 4 * 8 & 0xff;
+      uint32_t const bytes = self.lane() % 2 == 0 ? word : (word & 0x00ffffff) | 0x01000000;
+      return __all_sync(~0u, !counts() || __vminu4(__vmaxu4(bytes, 0x01010101), 0x86868686) == bytes);  // 1 to 134
     }
   }
-  // 2^120 times it, twice, if it is simple; and as a number.
-  static __device__ __forceinline__ uint32_t factor(uint32_t scale) {
-    return simple_factor(Format::kScaleBytes == 4 ? scale >> 23 : scale);
+
+  // Bit r: row 8 w + r counts.
+  __device__ __forceinline__ uint32_t valid_rows() const {
+    uint32_t rows = __ballot_sync(~0u, counts()) & 0x11111111;  // of quads
+    rows = (rows | rows >> 3) & 0x03030303;
+    rows = (rows | rows >> 6) & 0x000f000f;
+    return (rows | rows >> 12) & 0xff;
+  }
+
+  // 64 columns of codes from column tile * 64 on: this thread's 16.
+  __device__ __forceinline__ uint4 load_codes(int tile) const { return load_16B(mine + tile * 64); }
+
+  // Copies 64 bf16 columns, which begin `byte` bytes into the rows, into a swizzled tile.
+  __device__ __forceinline__ void copy_tile(uint32_t tile, int byte, Lane const& self) const {
+#pragma unroll
+    for (int i = 0; i < 2; ++i) gather_16B((tile + self.copies_at()) ^ i * 64, mine + byte + i * 64, counts());
+  }
+
+  // Which of a row's scales, the bits of which scale() gives, is that of a tile of 64 columns.
+  static constexpr int group(int tile) { return tile * 64 / Format::kGroup; }
+  // All lanes call it.
+  __device__ __forceinline__ uint32_t scale(int group, Lane const& self) const {
+    if constexpr (Format::kScaleBytes == 4)
+      return __shfl_sync(~0u, word, (self.lane() & ~3) | group);
+    else
+      return __shfl_sync(~0u, word, (self.lane() & ~3) | group / 4) >> group % 4 * 8 & 0xff;
+  }
+  // 2^120 times it, twice, if it is simple; and as a number. Rows that do not count become 0.
+  __device__ __forceinline__ uint32_t factor(uint32_t scale) const {
+    return counts() ? simple_factor(Format::kScaleBytes == 4 ? scale >> 23 : scale) : 0;
   }
   static __device__ __forceinline__ float number(uint32_t scale) {
     return __uint_as_float(Format::kScaleBytes == 4 ? scale : e8m0_to_fp32_bits(scale));
-  }
-
-  // Copies 64 bf16 columns, which begin `byte` bytes into the rows, into a swizzled tile. Eight lanes a row.
-  __device__ __forceinline__ void copy_tile(uint32_t tile, int byte, int lane, int warp) const {
-#pragma unroll
-    for (int step = 0; step < 4; ++step) {
-      int const row_in_warp = step * 4 + lane / 8, row = warp * 16 + row_in_warp;
-      char const* const src = cache + (int64_t(__shfl_sync(~0u, at16, row_in_warp)) * 16 + byte + lane % 8 * 16);
-      gather_16B(tile + row * 128 + ((lane % 8) ^ (row % 8)) * 16, src, is_valid(row_in_warp));
-    }
   }
 };
 

@@ -9,6 +9,9 @@ namespace dsa::sm90 {
 
 static_assert(kBlockK == kDecodeBlock);
 
+// Two consumer warpgroups, and two that produce: conversion takes many instructions, and loads in flight registers.
+constexpr int kProducerWarps = 8, kDecodeThreads = 2 * 128 + kProducerWarps * 32;
+
 struct DecodeParams : SparseMlaDecodeParams {
   DecodeShape shape;
   int parts;
@@ -34,14 +37,31 @@ class DecodeWork {
 
   // Of a CTA: neighbouring CTAs take the head blocks of one part, and so read the same rows at the same time.
   __device__ __forceinline__ explicit DecodeWork(Params const& params)
-      : DecodeWork(params, blockIdx.x / params.shape.head_blocks(), blockIdx.x % params.shape.head_blocks() * 64) {}
+      : DecodeWork(params, part_of(params), blockIdx.x % params.shape.head_blocks() * 64) {}
   // Of one of its two consumers, for few heads.
   __device__ __forceinline__ DecodeWork(Params const& params, int consumer)
-      : DecodeWork(params, blockIdx.x + consumer * gridDim.x, 0) {}
+      : DecodeWork(params, part_of(consumer), 0) {}
+  static __device__ __forceinline__ int part_of(Params const& params) {
+    return blockIdx.x / params.shape.head_blocks();
+  }
+  static __device__ __forceinline__ int part_of(int consumer) { return blockIdx.x + consumer * gridDim.x; }
+  // Of a part, from the tile on that begins at a place.
+  __device__ __forceinline__ DecodeWork(Params const& params, int part, int head, DecodeCut at)
+      : params_(params), part_(part), head_(head), at_(at) {
+    if (part >= params.parts) return;
+    end_ = cut(params, part + 1);
+    open();
+  }
+  // Where a part begins.
+  static __device__ __forceinline__ DecodeCut begin(Params const& params, int part) {
+    return part < params.parts ? cut(params, part) : DecodeCut{0, 0};
+  }
 
   __device__ __forceinline__ bool done() const {
     return at_.query > end_.query || (at_.query == end_.query && at_.unit >= end_.unit);
   }
+
+  __device__ __forceinline__ DecodeCut at() const { return at_; }
 
   __device__ __forceinline__ void advance() {
     if (params_.batch_invariant && (at_.unit += params_.shape.chunk_units()) < units_) return;
@@ -90,16 +110,11 @@ class DecodeWork {
 
  private:
   __device__ __forceinline__ DecodeWork(Params const& params, int part, int head)
-      : params_(params), part_(part), head_(head) {
-    if (part >= params.parts) return;
-    at_ = cut(part);
-    end_ = cut(part + 1);
-    open();
-  }
+      : DecodeWork(params, part, head, begin(params, part)) {}
 
-  __device__ __forceinline__ DecodeCut cut(int part) const {
-    DecodeCut c = cut_before(params_.plan, params_.shape, part, params_.parts);
-    if (params_.batch_invariant) c.unit -= c.unit % params_.shape.chunk_units();
+  static __device__ __forceinline__ DecodeCut cut(Params const& params, int part) {
+    DecodeCut c = cut_before(params.plan, params.shape, part, params.parts);
+    if (params.batch_invariant) c.unit -= c.unit % params.shape.chunk_units();
     return c;
   }
 
@@ -116,7 +131,7 @@ class DecodeWork {
 
   Params const& params_;
   int const part_, head_;
-  DecodeCut at_{0, 0}, end_{0, 0};
+  DecodeCut at_, end_{0, 0};
   int length_[2], units_;
 };
 

@@ -27,8 +27,8 @@ struct Products<16> {
 constexpr int kAllTiles = -1;
 
 // kHeads: columns of both products; h_q may be less. kCopiedTile: the column tile that the producer fills by copies of
-// its 128 threads, or kAllTiles; it writes the others itself.
-template <int kDQk_, int kHeads_, int kCopiedTile>
+// its threads, or kAllTiles; its warps write the others themselves.
+template <int kDQk_, int kHeads_, int kProducerWarps, int kCopiedTile>
 struct Config {
   static_assert(kDQk_ == 576 || kDQk_ == 512);
   static constexpr int kDQk = kDQk_, kHeads = kHeads_;
@@ -85,7 +85,7 @@ struct Config {
     // Of a group; the first group has two, by turns.
     // barrier      arrives                                                     waits
     // q_full[c]    TMA (one thread + bytes)                                    consumer c, before a query's first K Q^T
-    // full[c]      4 producer warps, and 128 threads' copies (has_copies)      consumer c, before a group's K Q^T
+    // full[c]      producer warps, and their lanes' copies (has_copies)       consumer c, before a group's K Q^T
     // empty[c]     4 warps of consumer c, after a group's last product         the producer
     Barrier q_full[2], full[2][kGroups + 1], empty[2][kGroups + 1];
 
@@ -107,7 +107,7 @@ struct Config {
   static __device__ __forceinline__ void init_barriers(SharedStorage& smem) {
     for (int c = 0; c < 2; ++c) {
       smem.q_full[c].init(1);
-      for (int g = 0; g <= kGroups; ++g) smem.full[c][g].init(4 + (has_copies(g % kGroups) ? 128 : 0));
+      for (int g = 0; g <= kGroups; ++g) smem.full[c][g].init(kProducerWarps * (has_copies(g % kGroups) ? 33 : 1));
       for (Barrier& b : smem.empty[c]) b.init(4);
     }
     cutlass::arch::fence_barrier_init();

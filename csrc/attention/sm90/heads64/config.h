@@ -27,8 +27,8 @@ using ValueLayout =
     decltype(tile_to_shape(GMMA::Layout_MN_SW128_Atom<bf16>{}, Shape<Int<kHalfV>, _64>{}, Step<_2, _1>{}));
 
 using MmaQK = decltype(make_tiled_mma(SM90_64x64x16_F32BF16BF16_SS<GMMA::Major::K, GMMA::Major::K>{}));
-using MmaPV = decltype(make_tiled_mma(SM90_64x256x16_F32BF16BF16_RS<GMMA::Major::K, GMMA::Major::MN>{}));
-using MmaPVShared = decltype(make_tiled_mma(SM90_64x256x16_F32BF16BF16_SS<GMMA::Major::K, GMMA::Major::MN>{}));
+using MmaPV = decltype(make_tiled_mma(SM90_64x128x16_F32BF16BF16_RS<GMMA::Major::K, GMMA::Major::MN>{}));
+using MmaPVShared = decltype(make_tiled_mma(SM90_64x128x16_F32BF16BF16_SS<GMMA::Major::K, GMMA::Major::MN>{}));
 
 // kLeftArrivals, kRightArrivals: a producer's on a full barrier, for a half of a block.
 template <int kDQk_, int kLeftArrivals_, int kRightArrivals_>

@@ -8,7 +8,7 @@ namespace dsa::sm90::prefill_few_heads {
 
 template <int kDQk, int kHeads>
 cudaError_t launch(SparseMlaPrefillParams const& p, cudaStream_t stream) {
-  using Config = few_heads::Config<kDQk, kHeads, few_heads::kAllTiles>;
+  using Config = few_heads::Config<kDQk, kHeads, 4, few_heads::kAllTiles>;
   return launch_tiles(sparse_mla_prefill_few_heads<Config>, kThreads, sizeof(typename Config::SharedStorage),
                       Config::kHeads, Config::kHeads, p, stream);
 }
