@@ -1,5 +1,9 @@
 // Sparse MLA decode on Hopper, 64 heads of one query a tile. attention/sm90/heads64/consumer.cuh draws the pipeline;
 // producer.cuh fills its key buffers from a cache.
+//
+// What bounds it: the producers. A block of 64 keys is 2176 cycles of products, and 32768 conversions of about 380
+// instructions a producer warp, which wait for each other, for loads and for stores (docs/design-notes.md has figures).
+// Small batches are bound by the latency of one pass through the code.
 #pragma once
 
 #include <cutlass/arch/reg_reconfig.h>
@@ -18,7 +22,7 @@ constexpr int kConsumerRegisters = 192, kProducerRegisters = 64;
 // A warp's arrival for what it has written, a thread's where there are copies.
 constexpr int kWritten = kProducerWarps, kCopied = kProducerWarps * 33;
 template <class Format>
-using Config = heads64::Config<Format::kHeadDim, Format::kNope == 0 ? kCopied : kWritten, kCopied>;
+using Config = heads64::Config<Format::kHeadDim, Format::kNope == 0 ? kCopied : kWritten, kCopied, 128>;
 
 template <class Format>
 struct SharedStorage : Config<Format>::SharedStorage {

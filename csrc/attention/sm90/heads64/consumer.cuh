@@ -34,6 +34,8 @@ struct Consumer {
   using Work = Work_;
   using Params = typename Work::Params;
   using Shared = typename Config::SharedStorage;
+  using MmaPV = typename Config::MmaPV;
+  using MmaPVShared = typename Config::MmaPVShared;
   using FragO = decltype(partition_fragment_C(MmaPV{}, Shape<Int<kBlockH>, Int<kHalfV>>{}));
   using FragS = decltype(partition_fragment_C(MmaQK{}, Shape<Int<kBlockH>, Int<kBlockK>>{}));
   using FragP = decltype(make_tensor<bf16>(partition_shape_A(MmaPV{}, Shape<Int<kBlockH>, Int<kBlockK>>{})));
