@@ -3,6 +3,7 @@ matplotlib."""
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ Row = dict[str, Any]
 
 
 def draw(result: dict[str, Any], path: Path) -> None:
-    """A panel for each head count, with the ceilings as lines; of topk one panel."""
+    """A panel for each head count, with the ceilings as lines; of topk one panel, of the indexer one a form."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -19,6 +20,8 @@ def draw(result: dict[str, Any], path: Path) -> None:
 
     if result["benchmark"] == "topk":
         return _draw_topk(pyplot, result, path)
+    if result["benchmark"] == "indexer":
+        return _draw_indexer(pyplot, result, path)
     panel = _decode_panel if result["benchmark"] == "decode" else _prefill_panel
     rows = [row for row in result["rows"] if not row["error"]]
     heads = sorted({row["h_q"] for row in rows}, reverse=True)
@@ -67,22 +70,60 @@ def _draw_topk(pyplot: Any, result: dict[str, Any], path: Path) -> None:
     pyplot.close(figure)
 
 
+def _draw_indexer(pyplot: Any, result: dict[str, Any], path: Path) -> None:
+    """A panel of the ragged rows' TFLOPS, and one of the rate at which the paged rows read keys."""
+    rows = [row for row in result["rows"] if not row["error"]]
+    panels = [  # form, the rate that is drawn, its unit, the ceiling, its name
+        ("ragged", "tflops", "TFLOPS", result["matmul_tflops"], "fp8 matmul 8192³"),
+        ("paged", "tb_s", "TB/s of keys", result["copy_tb_s"], "device copy"),
+    ]
+    panels = [panel for panel in panels if any(row["form"] == panel[0] for row in rows)]
+    figure, axes = pyplot.subplots(len(panels), 1, figsize=(10, 3.2 * len(panels)), squeeze=False, layout="constrained")
+    for axis, (form, rate, unit, ceiling, name) in zip(axes[:, 0], panels, strict=True):
+        _pairs(axis, [row for row in rows if row["form"] == form], rate, result, _indexer_label)
+        if ceiling:
+            axis.axhline(ceiling, color=LINE, linewidth=1, linestyle="--", label=name)
+        axis.set_ylabel(unit)
+        axis.set_title(form, loc="left", fontsize=10)
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.legend(loc="upper right", bbox_to_anchor=(1, 1.16), ncols=3, frameon=False, fontsize=8)
+    run = result["run"]
+    figure.suptitle(f"Indexer logits, d {rows[0]['d']}, {run['gpu'] or 'CPU'}, commit {run['commit']}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=130)
+    pyplot.close(figure)
+
+
+def _indexer_label(row: Row) -> str:
+    """Of a ragged row or a paged one."""
+    what = f"{row['tokens']} queries" if row["batch"] is None else f"b {row['batch']}, next_n {row['tokens']}"
+    return f"{row['heads']} heads\n{what}\n{_keys(row['keys'])}"
+
+
 def _prefill_panel(axis: Any, rows: list[Row], result: dict[str, Any]) -> None:
     """A pair of bars for each row."""
+    _pairs(axis, rows, "tflops", result, _label)
+
+
+def _pairs(axis: Any, rows: list[Row], rate: str, result: dict[str, Any], label: Callable[[Row], str]) -> None:
+    """Bars of ours and of the peer, by the row's value of that name."""
     at = range(len(rows))
-    axis.bar([x - 0.2 for x in at], [row["tflops"] for row in rows], 0.4, color=OURS, label="dsa_ext")
+    axis.bar([x - 0.2 for x in at], [row[rate] for row in rows], 0.4, color=OURS, label="dsa_ext")
     paired = [(x, row) for x, row in zip(at, rows, strict=True) if row["ratio"]]
     if paired:
-        theirs = [row["tflops"] / row["ratio"] for _, row in paired]
+        theirs = [row[rate] / row["ratio"] for _, row in paired]
         axis.bar([x + 0.2 for x, _ in paired], theirs, 0.4, color=PEER, label=" ".join(result["peers"]))
     for x, row in paired:
-        axis.annotate(f"{row['ratio']:.2f}×", (x, row["tflops"]), ha="center", va="bottom", fontsize=8)
-    axis.set_xticks(list(at), [_label(row) for row in rows], fontsize=8)
+        axis.annotate(f"{row['ratio']:.2f}×", (x, row[rate]), ha="center", va="bottom", fontsize=8)
+    axis.set_xticks(list(at), [label(row) for row in rows], fontsize=8)
 
 
 def _label(row: Row) -> str:
-    keys = f"{row['s_kv'] // 1024}K" if row["s_kv"] >= 1024 else str(row["s_kv"])
-    return f"topk {row['topk']}\nd {row['d_qk']}\n{keys} keys"
+    return f"topk {row['topk']}\nd {row['d_qk']}\n{_keys(row['s_kv'])}"
+
+
+def _keys(n: int) -> str:
+    return f"{n // 1024}K keys" if n >= 1024 else f"{n} keys"
 
 
 def _decode_panel(axis: Any, rows: list[Row], result: dict[str, Any]) -> None:

@@ -25,8 +25,8 @@ def prefill_table(result: dict[str, Any] | None, current: dict[str, str]) -> str
         "of matmul": lambda row: _percent(row["matmul_share"]),
         "× FlashMLA": lambda row: row["ratio"] and f"{row['ratio']:.2f}",
     }
-    about = f"{result['rows'][0]['s_q']} queries; cells: s_kv = {' / '.join(f'{n // 1024}K' for n in sizes)}."
-    lines = _lines(result, ("h_q", "topk", "d_qk"), "s_kv", columns)
+    about = f"{result['rows'][0]['s_q']} queries; cells: s_kv = {' / '.join(map(_kilo, sizes))}."
+    lines = _lines(result["rows"], ("h_q", "topk", "d_qk"), "s_kv", columns)
     return "\n".join([*_stale_mark(result, current), *lines, "", f"{about} {_caption(result)}"])
 
 
@@ -42,13 +42,70 @@ def decode_table(result: dict[str, Any] | None, current: dict[str, str]) -> str:
         "of copy": lambda row: _percent(row["copy_share"]),
         "× FlashMLA": lambda row: row["ratio"] and f"{row['ratio']:.2f}",
     }
-    copy = f"A device copy in the same run: {result['copy_tb_s']:.2f} TB/s."
-    lines = _lines(result, ("format", "h_q", "topk", "batch"), "s_q", columns)
-    caption = f"Cells: s_q = 1 / 2. {_caption(result)} {copy}"
+    lines = _lines(result["rows"], ("format", "h_q", "topk", "batch"), "s_q", columns)
+    caption = f"Cells: s_q = 1 / 2. {_caption(result)} {_copy(result)}"
     return "\n".join([*_stale_mark(result, current), *lines, "", caption])
 
 
-TABLES = {"prefill": prefill_table, "decode": decode_table}
+def indexer_table(result: dict[str, Any] | None, current: dict[str, str]) -> str:
+    """Markdown, with its heading; empty without a result. Ragged logits: a line for each number of heads, whose cells
+    hold one value for each number of keys. Paged: a line for each (batch, context), with a value for each next_n."""
+    if not _measured(result, "indexer_logits"):
+        return ""
+    ragged, paged = ([row for row in result["rows"] if row["form"] == form] for form in ("ragged", "paged"))
+    parts = [INDEXER_HEADING, *_stale_mark(result, current)]
+    if ragged:
+        columns: dict[str, Text] = {
+            "ms": lambda row: f"{row['ms']:.3f}",
+            "TFLOPS": lambda row: f"{row['tflops']:.0f}",
+            "of matmul": lambda row: _percent(row["matmul_share"]),
+            "× DeepGEMM": lambda row: row["ratio"] and f"{row['ratio']:.2f}",
+        }
+        sizes = sorted({row["keys"] for row in ragged})
+        about = f"{ragged[0]['tokens']} queries, the last of s_k keys; cells: s_k = {' / '.join(map(_kilo, sizes))}."
+        parts += [*_lines(ragged, ("heads",), "keys", columns), "", about, ""]
+    if paged:
+        columns = {
+            "µs": lambda row: f"{row['ms'] * 1e3:.1f}",
+            "TB/s": lambda row: f"{row['tb_s']:.2f}",
+            "of copy": lambda row: _percent(row["copy_share"]),
+            "TFLOPS": lambda row: f"{row['tflops']:.0f}",
+            "× DeepGEMM": lambda row: row["ratio"] and f"{row['ratio']:.2f}",
+        }
+        tokens = " / ".join(str(n) for n in sorted({row["tokens"] for row in paged}))
+        lines = _lines(paged, ("heads", "batch", "keys"), "tokens", columns)
+        parts += [*lines, "", f"Paged, TB/s of keys; cells: next_n = {tokens}.", ""]
+    return "\n".join([*parts, f"{_caption(result, matmul='fp8')} {_copy(result)}"])
+
+
+def topk_table(result: dict[str, Any] | None, current: dict[str, str]) -> str:
+    """Markdown, with its heading; empty without a result. A line for each (dtype, k, rows, columns)."""
+    if not _measured(result, "topk_indices"):
+        return ""
+    columns: dict[str, Text] = {
+        "µs": lambda row: f"{row['ms'] * 1e3:.1f}",
+        "TB/s": lambda row: f"{row['tb_s']:.2f}",
+        "of copy": lambda row: _percent(row["copy_share"]),
+        "× SGLang": lambda row: row["ratio"] and f"{row['ratio']:.2f}",
+        "× torch": lambda row: row["torch_ratio"] and f"{row['torch_ratio']:.1f}",
+    }
+    lines = _lines(result["rows"], ("dtype", "k", "rows", "columns"), None, columns)
+    caption = f"{_caption(result, matmul=None)} {_copy(result)}"
+    return "\n".join([TOPK_HEADING, *_stale_mark(result, current), *lines, "", caption])
+
+
+INDEXER_HEADING = (
+    "The indexer's logits, `indexer_logits` on a chunk of a prompt and `paged_indexer_logits` in decoding\n"
+    "([plot](benchmarks/results/indexer.png)):\n"
+)
+TOPK_HEADING = "The choice of the k best, `topk_indices` ([plot](benchmarks/results/topk.png)):\n"
+# What is to be said of a peer.
+PEER_NOTES = {
+    "FlashMLA": "it takes multiples of 64 heads, so at h_q 16 it gets q padded beforehand",
+    "DeepGEMM": "without the kernel that writes −inf outside of the ranges, which ours writes",
+    "SGLang": "its fast_topk takes float32 and k 2048 only, and its order is arbitrary",
+}
+TABLES = {"prefill": prefill_table, "decode": decode_table, "indexer": indexer_table, "topk": topk_table}
 
 
 def _measured(result: dict[str, Any] | None, op: str) -> bool:
@@ -60,14 +117,18 @@ def _percent(share: float | None) -> str | None:
     return share and f"{share:.0%}"
 
 
-def _lines(result: dict[str, Any], keys: tuple[str, ...], within: str, columns: dict[str, Text]) -> list[str]:
+def _kilo(n: int) -> str:
+    return f"{n // 1024}K"
+
+
+def _lines(rows: list[Row], keys: tuple[str, ...], within: str | None, columns: dict[str, Text]) -> list[str]:
     """The table, with a line for each combination of `keys`; its cells have a value for each row of these, which differ
-    in `within`: for every one that the table has, where some line has more than one."""
-    rows = result["rows"]
+    in `within`: for every one that the table has, where some line has more than one. Without `within` each combination
+    has one row."""
     by_line: dict[tuple, dict[Any, Row]] = {}
     for row in rows:
-        by_line.setdefault(tuple(row[key] for key in keys), {})[row[within]] = row
-    everywhere = sorted({row[within] for row in rows})
+        by_line.setdefault(tuple(row[key] for key in keys), {})[within and row[within]] = row
+    everywhere = sorted({row[within] for row in rows}) if within else []
 
     def cell(found: dict[Any, Row], text: Text) -> str:
         sizes = everywhere if len(found) > 1 else found
@@ -76,7 +137,7 @@ def _lines(result: dict[str, Any], keys: tuple[str, ...], within: str, columns: 
             for size in sizes
         )
 
-    names = {"format": "cache", "batch": "b"}
+    names = {"format": "cache", "batch": "b", "keys": "context"}
     heads = [*(names.get(key, key) for key in keys), *columns]
     lines = ["| " + " | ".join(heads) + " |", "|" + " --- |" * len(heads)]
     for line, found in by_line.items():
@@ -93,17 +154,21 @@ def _stale_mark(result: dict[str, Any], current: dict[str, str]) -> list[str]:
     return [f"**Stale**: the kernels' sources have changed since {count} were measured.\n"]
 
 
-def _caption(result: dict[str, Any]) -> str:
+def _caption(result: dict[str, Any], matmul: str | None = "bf16") -> str:
+    """matmul: which one rates are compared with, if any."""
     run = result["run"]
-    peers = ", ".join(f"{name} {about['version']}" for name, about in result["peers"].items())
-    text = (
-        f"{run['gpu']}, driver {run['driver']}, torch {run['torch']}, CUDA {run['cuda']}, {run['date'][:10]}. A bf16 "
-        f"8192³ matmul in the same run: {result['matmul_tflops']:.0f} TFLOPS. Commit `{run['commit']}`, "
-        f"`{run['command']}`."
-    )
-    if peers:
-        text += f" Timed beside it: {peers}; it takes multiples of 64 heads, so at h_q 16 it gets q padded beforehand."
+    text = f"{run['gpu']}, driver {run['driver']}, torch {run['torch']}, CUDA {run['cuda']}, {run['date'][:10]}. "
+    if matmul:
+        article = "An" if matmul == "fp8" else "A"
+        text += f"{article} {matmul} 8192³ matmul in the same run: {result['matmul_tflops']:.0f} TFLOPS. "
+    text += f"Commit `{run['commit']}`, `{run['command']}`."
+    for name, about in result["peers"].items():
+        text += f" Timed beside it: {name} {about['version']}; {PEER_NOTES[name]}."
     return text
+
+
+def _copy(result: dict[str, Any]) -> str:
+    return f"A device copy in the same run: {result['copy_tb_s']:.2f} TB/s."
 
 
 def insert(readme: str, name: str, text: str) -> str:
@@ -114,7 +179,7 @@ def insert(readme: str, name: str, text: str) -> str:
     pattern = re.compile(re.escape(begin) + ".*?" + re.escape(end), re.S)
     if len(pattern.findall(readme)) != 1 or readme.count(begin) != 1 or readme.count(end) != 1:
         sys.exit(f"README.md needs {begin} and {end}, once")
-    return pattern.sub(lambda _: f"{begin}\n{text}\n{end}", readme)
+    return pattern.sub(lambda _: "\n".join([begin, *([text] if text else []), end]), readme)
 
 
 def render(readme: Path, results: Path, current: dict[str, str]) -> None:

@@ -14,15 +14,17 @@ from dataclasses import dataclass, replace
 import decode_cases
 import decode_oracle
 import indexer_oracle
+import logits_cases
 import torch
 from cases import SparseMlaFwdCase as Case
 from cases import SparseMlaFwdInputs, make_inputs
 from decode_cases import FORMATS, DecodeCase, DecodeInputs
+from logits_cases import PagedCase, RaggedCase
 from oracle import verify
 from topk_oracle import expected, make_logits
 
 import dsa_ext
-from dsa_ext._build_info import decode_path, path
+from dsa_ext._build_info import decode_path, logits_path, path
 
 TRICKY = {"invalid": 0.2, "poison": True, "attn_sink": "edge", "topk_length": "edge", "s_kv": 400}
 DECODE_TRICKY = {"invalid": 0.2, "poison": True, "attn_sink": "edge", "topk_length": "random"}
@@ -164,6 +166,45 @@ def topk(case: TopkCase) -> None:
     assert torch.equal(out.cpu(), expected(logits, case.k)), "wrong indices"
 
 
+RAGGED_CASES = [
+    RaggedCase(poison=True),
+    RaggedCase(s_q=9, s_k=300, heads=64, layout="strided", poison=True, out_dtype=torch.bfloat16),
+    RaggedCase(s_q=33, s_k=200, heads=32, ranges="causal"),
+    RaggedCase(s_q=3, s_k=1, heads=64, ranges="all"),
+    RaggedCase(s_q=5, s_k=5000, heads=16, ranges="one"),  # mostly -inf, in several pieces
+    RaggedCase(s_q=17, s_k=130, heads=8, d=64, poison=True),
+    RaggedCase(s_q=9, s_k=130, heads=32, d=32, ranges="rows", poison=True),
+    RaggedCase(s_q=300, s_k=700, heads=64, ranges="causal"),  # CTAs begin within a block, and take several
+]
+PAGED_CASES = [
+    PagedCase(),
+    PagedCase(lens="edge", batch=15),
+    PagedCase(next_n=2, heads=32, lens="per_token", layout="strided", out_dtype=torch.bfloat16),
+    PagedCase(next_n=3, heads=64, page_size=8, gap=64),
+    PagedCase(next_n=20, heads=64, batch=2, max_context_len=200),  # more than the slabs hold
+    PagedCase(heads=16, d=64, page_size=48),
+    PagedCase(heads=8, d=32, page_size=256, max_context_len=700),
+    PagedCase(batch=400, heads=8, d=32, max_context_len=70),  # enough for a plan to be read
+]
+
+
+def ragged_logits(case: RaggedCase) -> None:
+    cpu = logits_cases.make_inputs(case)
+    out = torch.full((case.s_q, case.s_k), math.nan, dtype=case.out_dtype).cuda()
+    cpu.on("cuda").call(dsa_ext.indexer_logits, out=out)
+    logits_cases.verify(out.cpu(), *logits_cases.expected(cpu))
+
+
+def paged_logits(case: PagedCase) -> None:
+    """Without a plan, and by one."""
+    cpu = logits_cases.make_paged_inputs(case)
+    gpu = cpu.on("cuda")
+    for plan in (None, gpu.plan(dsa_ext.plan_paged_indexer_logits)):
+        out = torch.full((case.batch, case.next_n, case.max_context_len), math.nan, dtype=case.out_dtype).cuda()
+        gpu.call(dsa_ext.paged_indexer_logits, plan=plan, out=out)
+        logits_cases.verify(out.cpu(), *logits_cases.expected_paged(cpu))
+
+
 def quant(case: QuantCase) -> None:
     """To the last bit."""
     x = indexer_oracle.make(case.tokens, case.d, values="wide", dtype=torch.float32)
@@ -191,6 +232,8 @@ def main() -> int:
     major = torch.cuda.get_device_capability()[0]
     calls = [(fwd, case, path(major, case.h_q, case.d_qk, case.topk)) for case in CASES]
     calls += [(decode, case, decode_path(major, case.h_q, case.format)) for case in DECODE_CASES]
+    calls += [(ragged_logits, case, logits_path(major, case.heads, case.d)) for case in RAGGED_CASES]
+    calls += [(paged_logits, case, logits_path(major, case.heads, case.d, case.page_size)) for case in PAGED_CASES]
     calls += [(topk, case, "any") for case in TOPK_CASES]
     calls += [(quant, case, "indexer_quant") for case in QUANT_CASES]
     failures = 0
@@ -201,7 +244,7 @@ def main() -> int:
         except AssertionError as error:
             verdict = f"WRONG: {error}"
             failures += 1
-        print(f"{name}: {case.id}: {verdict}", flush=True)
+        print(f"{function.__name__}, {name}: {case.id}: {verdict}", flush=True)
     return int(failures > 0)
 
 

@@ -25,7 +25,12 @@ from cases import SparseMlaFwdCase, make_inputs  # noqa: E402
 
 import dsa_ext  # noqa: E402
 
-HASHES = {"sparse_mla_fwd": "0123456789ab", "sparse_mla_decode": "cdef01234567"}
+HASHES = {
+    "sparse_mla_fwd": "0123456789ab",
+    "sparse_mla_decode": "cdef01234567",
+    "indexer_logits": "89abcdef0123",
+    "topk_indices": "456789abcdef",
+}
 MATMUL = 700.0
 CEILINGS = {"matmul_tflops": MATMUL, "copy_tb_s": 4.2}
 
@@ -130,6 +135,7 @@ def test_markers_of_the_readme():
     assert render_readme.insert("no table", "decode", "x") == "no table"
     text = "a\n<!-- decode table -->\nold\n<!-- /decode table -->\nb"
     assert render_readme.insert(text, "decode", "x") == text.replace("old", "x")
+    assert render_readme.insert(text, "decode", "") == text.replace("old\n", "")
     for bad in ("<!-- decode table -->", "<!-- /decode table -->", text + text):
         with pytest.raises(SystemExit, match="needs <!-- decode table --> and <!-- /decode table -->, once"):
             render_readme.insert(bad, "decode", "x")
@@ -159,7 +165,7 @@ def test_check_stale_never_fails():
     assert run("benchmarks/check_stale.py").returncode == 0
 
 
-@pytest.mark.parametrize("name", ["prefill", "decode"])
+@pytest.mark.parametrize("name", ["prefill", "decode", "indexer"])
 def test_benchmark_without_a_gpu(name, tmp_path):
     results = ROOT / "benchmarks/results"
     before = {p: p.stat().st_mtime_ns for p in results.glob("*")}
@@ -241,6 +247,7 @@ def test_example_of_the_readme():
     names: dict = {}
     exec(code.replace('"cuda" if torch.cuda.is_available() else ', ""), names)  # where no kernel may run
     assert names["max_logits"].shape == (4, 128)
+    assert names["logits"].shape == (4, 8192) and names["idx"].shape == (4, 2048) and bool((names["idx"] >= 0).all())
     assert names["out"].shape == (4, 1, 128, 512) and names["lse"].shape == (4, 1, 128)  # of the last call
 
 

@@ -1,19 +1,22 @@
 """The indexer benchmark, as far as it goes without a GPU."""
 
 import json
+import re
 import sys
 import zipfile
 
 import pytest
 import test_benchmarks  # puts benchmarks/ on the path  # noqa: F401
 import torch
-from test_benchmarks import CEILINGS, on_cpu  # noqa: F401
+from test_benchmarks import CEILINGS, HASHES, on_cpu, stored  # noqa: F401
 
 import dsa_ext
 
 import frame  # isort: skip
 import indexer  # isort: skip
 import peers  # isort: skip
+import record  # isort: skip
+import render_readme  # isort: skip
 
 BENCH = indexer.Indexer()
 SMALL_PAGED = indexer.LogitsCase(batch=3, tokens=2, keys=256, heads=8)
@@ -114,6 +117,63 @@ def test_peer_from_a_wheel(monkeypatch, tmp_path):
     assert found == {own, "include/x.cuh", "__init__.py"}
     peer, why = peers.deep_gemm()
     assert peer is None and why.endswith("no compiler")
+
+
+def result(**run):
+    return stored(BENCH, **run) | {"peers": {"DeepGEMM": {"version": "1.0"}}}
+
+
+def test_table():
+    text = render_readme.indexer_table(json.loads(json.dumps(result())), HASHES)
+    lines = text.splitlines()
+    ragged = [line for line in lines if re.match(r"\| (64|32) \| [\d.]+ / ", line)]
+    assert len(ragged) == 2
+    assert ragged[0].startswith("| 64 | 0.393 / 2.749 / 12.173 / 24.739 | 350 / 350 / 350 / 350 | 50% / ")
+    assert ragged[0].endswith(" | 1.25 / 1.25 / 1.25 / 1.25 |")
+    assert "4096 queries" in text and "s_k = 4K / 16K / 64K / 128K" in text
+    paged = [line for line in lines if re.match(r"\| 64 \| \d+ \| \d+ \|", line)]
+    assert [line.count("|") for line in paged] == [9] * 3
+    assert paged[0].startswith("| 64 | 1 | 131072 | 6.1 | 2.82 | 67% | 350 | 1.25 |")
+    assert paged[2].startswith("| 64 | 64 | 32768 | 98.2 / 196.3 | 2.82 / 1.41 | 67% / 34% | 350 / 350 | 1.25 / 1.25 |")
+    assert "next_n = 1 / 2" in text and "An fp8 8192³ matmul" in text and "4.20 TB/s" in text
+    assert text.count("DeepGEMM 1.0; without") == 1 and "FlashMLA" not in text and "Stale" not in text
+    assert "**Stale**" in render_readme.indexer_table(result(), HASHES | {"indexer_logits": "other"})
+
+
+@pytest.mark.parametrize("form", ["ragged", "paged"])
+def test_table_of_one_form(form):
+    some = result()
+    some["rows"] = [row for row in some["rows"] if row["form"] == form]
+    some["rows"][0] |= {"error": "AssertionError: 3 elements are wrong"}
+    text = render_readme.indexer_table(some, HASHES)
+    assert ("| 64 | failed / 2.749 / " in text) == (form == "ragged")
+    assert ("| 64 | 1 | 131072 | failed | failed |" in text) == (form == "paged")
+    assert ("TB/s of keys" in text) == (form == "paged")
+
+
+def test_no_table_without_a_result(tmp_path):
+    assert render_readme.indexer_table(None, HASHES) == render_readme.indexer_table(result(gpu=None), HASHES) == ""
+    readme, empty = tmp_path / "README.md", "a\n<!-- indexer table -->\n<!-- /indexer table -->\nb"
+    readme.write_text(empty)
+    render_readme.render(readme, tmp_path, HASHES)
+    assert readme.read_text() == empty
+    record.write(tmp_path / "indexer.json", result())
+    for _ in range(2):
+        render_readme.render(readme, tmp_path, HASHES)
+    assert readme.read_text().count(render_readme.INDEXER_HEADING) == 1
+    (tmp_path / "indexer.json").unlink()
+    render_readme.render(readme, tmp_path, HASHES)
+    assert readme.read_text() == empty
+
+
+def test_plot(tmp_path):
+    pytest.importorskip("matplotlib")
+    drawn = result()
+    for i, image in enumerate((tmp_path / "all.png", tmp_path / "alone.png")):
+        if i:
+            drawn["rows"] = [row | {"ratio": None} for row in drawn["rows"] if row["form"] == "paged"]
+        BENCH.plot(drawn, image)
+        assert image.read_bytes().startswith(b"\x89PNG")
 
 
 def _file(folder, content):

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from test_benchmarks import CEILINGS, on_cpu, run  # noqa: F401
+from test_benchmarks import CEILINGS, HASHES, on_cpu, run  # noqa: F401
 
 import dsa_ext
 
@@ -11,6 +11,7 @@ import dsa_ext
 import frame  # isort: skip
 import peers  # isort: skip
 import record  # isort: skip
+import render_readme  # isort: skip
 import topk  # isort: skip
 
 BENCH = topk.Topk()
@@ -91,16 +92,37 @@ def test_without_a_gpu(tmp_path):
     assert row["path"] == "reference" and row["ms"] > 0 and row["error"] is None
 
 
-def test_plot(tmp_path):
-    pytest.importorskip("matplotlib")
+def stored():
+    """Every row in 0.1 ms, the peer in 0.3, torch in 0.5."""
     rows = []
     for case in BENCH.cases():
         row = {"row": BENCH.row_id(case), "op": BENCH.op, **BENCH.describe(case), "error": None, "ms": 0.1}
-        row |= {"torch_ms": 0.5} | ({"peer_ms": 0.3} if case.k == 2048 else {})
+        row |= {"torch_ms": 0.5} | ({"peer_ms": 0.3} if case.k == 2048 and case.dtype == "fp32" else {})
         rows.append(row | BENCH.rates(row, CEILINGS))
-    facts = record.of_run(on_gpu=False)
-    result = {"benchmark": "topk", "run": facts, **CEILINGS, "peers": {"SGLang": {"version": "x"}}, "rows": rows}
-    BENCH.plot(result, tmp_path / "topk.png")
+    facts = record.of_run(on_gpu=False) | {"gpu": "NVIDIA H200", "driver": "1.2", "source_hash": HASHES}
+    return {"benchmark": "topk", "run": facts, **CEILINGS, "peers": {"SGLang": {"version": "x"}}, "rows": rows}
+
+
+def test_table():
+    text = render_readme.topk_table(json.loads(json.dumps(stored())), HASHES)
+    lines = [line for line in text.splitlines() if line.startswith(("| fp32", "| bf16"))]
+    assert len(lines) == 12 and all(line.count("|") == 10 for line in lines)
+    assert lines[4] == "| fp32 | 2048 | 4096 | 32768 | 100.0 | 5.37 | 128% | 3.00 | 5.0 |"
+    assert lines[-1] == "| bf16 | 2048 | 4096 | 32768 | 100.0 | 2.68 | 64% | – | 5.0 |"
+    assert text.startswith(render_readme.TOPK_HEADING) and "4.20 TB/s" in text and "SGLang x; its fast_topk" in text
+    assert "matmul" not in text and "Stale" not in text
+    assert "**Stale**" in render_readme.topk_table(stored(), HASHES | {"topk_indices": "other"})
+
+
+def test_no_table_without_a_result():
+    result = stored()
+    result["run"]["gpu"] = None
+    assert render_readme.topk_table(None, HASHES) == render_readme.topk_table(result, HASHES) == ""
+
+
+def test_plot(tmp_path):
+    pytest.importorskip("matplotlib")
+    BENCH.plot(stored(), tmp_path / "topk.png")
     assert (tmp_path / "topk.png").read_bytes().startswith(b"\x89PNG")
 
 

@@ -28,8 +28,9 @@ def test_report(tmp_path):
     run = python("-m", "dsa_ext", cwd=tmp_path, PYTHONPATH=str(PACKAGE.parent))
     assert run.returncode == 0, run.stdout + run.stderr
     assert dsa_ext.__version__ in run.stdout and torch.__version__ in run.stdout
-    for op in ("sparse_mla_fwd", "sparse_mla_decode"):
-        assert f"{op} on cpu: reference" in run.stdout and f"{op} on cpu, h_q 64: ok" in run.stdout
+    for op, check in report.CHECKS.items():
+        assert f"{op} on cpu: reference" in run.stdout
+        assert all(f"{op} on cpu, {check.size} {size}: ok" in run.stdout for size in check.sizes)
     assert torch.cuda.is_available() or "no CUDA device: " in run.stdout
     assert "FAILED" not in run.stdout and run.stderr == ""
 
@@ -39,8 +40,8 @@ def test_report_of_the_gpu(capsys):
     assert report.main() == 0
     text = capsys.readouterr().out
     assert torch.cuda.get_device_name(0) in text
-    for op in ("sparse_mla_fwd", "sparse_mla_decode"):
-        assert f"{op} on cuda:0, h_q 64: ok" in text
+    for op, check in report.CHECKS.items():
+        assert f"{op} on cuda:0, {check.size} {check.sizes[-1]}: ok" in text
 
 
 def slightly_wrong(*arguments, **options):
@@ -57,9 +58,36 @@ def slightly_wrong_decode(*arguments, **options):
     return out, lse + 0.01
 
 
+def slightly_wrong_logits(*arguments, **options):
+    return dsa_ext.reference.indexer_logits(*arguments, **options) * 1.001
+
+
+def one_more(*arguments, **options):
+    """Reads a key more than a request has."""
+    q, cache, weights, lens, table = arguments
+    return dsa_ext.reference.paged_indexer_logits(q, cache, weights, lens + 1, table, **options)
+
+
+def last_of_equals(logits, k, *, lengths):
+    """Of equal scores the last ones."""
+    n = logits.shape[1]
+    positions = dsa_ext.reference.topk_indices(logits.flip(1), k, row_starts=n - lengths)
+    return torch.where(positions < 0, -1, lengths[:, None] - 1 - positions).sort(dim=1).values.int()
+
+
+def not_rotated(*arguments, **options):
+    return dsa_ext.reference.prepare_indexer(*arguments, **options, hadamard=False)
+
+
 @pytest.mark.parametrize(
     "op, function",
     [
+        ("indexer_logits", slightly_wrong_logits),
+        ("paged_indexer_logits", one_more),
+        ("store_indexer_cache", lambda *_: None),
+        ("topk_indices", last_of_equals),
+        ("topk_indices", raises),
+        ("prepare_indexer", not_rotated),
         ("sparse_mla_fwd", slightly_wrong),
         ("sparse_mla_fwd", raises),
         ("sparse_mla_decode", slightly_wrong_decode),
