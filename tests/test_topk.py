@@ -25,8 +25,10 @@ def topk(logits, k, device=None, **options):
 
 def on(device, t):
     """On a device, with the memory around it and the strides that it has."""
-    if t.numel() == 0 or device == "cpu" or t.is_cuda:
+    if device == "cpu" or t.is_cuda:
         return t
+    if t.numel() == 0:
+        return t.to(device)
     whole = t.as_strided((t.untyped_storage().nbytes() // t.element_size(),), (1,), 0)
     return whole.to(device).as_strided(t.shape, t.stride(), t.storage_offset())
 
