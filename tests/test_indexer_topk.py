@@ -135,17 +135,27 @@ def test_chunks_of_requests(requests, chunks, monkeypatch):
     assert [arguments[-2] is not None for arguments in calls] == [len(chunks) == 1] * len(chunks)
 
 
-def test_only_ranges_are_read_back(monkeypatch):
+@pytest.mark.parametrize("next_n", [1, 4])
+def test_only_ranges_are_read_back(next_n, monkeypatch):
     """Logits of what a query does not see cannot be chosen, whatever they are."""
+
+    def fill_with_garbage(name):
+        op = getattr(ops, name)
+
+        def with_garbage(*arguments):
+            op(*arguments)
+            arguments[-1][arguments[-1] == -math.inf] = math.inf
+
+        monkeypatch.setattr(ops, name, with_garbage)
+
     x = make_ragged(RaggedCase(s_q=29, heads=8, d=32))
-    want, op = best_ragged(x, 50), ops._logits
-
-    def with_garbage(*arguments):
-        op(*arguments)
-        arguments[-1][arguments[-1] == -math.inf] = math.inf
-
-    monkeypatch.setattr(ops, "_logits", with_garbage)
-    assert torch.equal(call_ragged(dsa_ext.indexer_topk, x, 50, workspace_limit=limit(4, 300)), want)
+    fill_with_garbage("_logits")
+    assert torch.equal(call_ragged(dsa_ext.indexer_topk, x, 50, workspace_limit=limit(4, 300)), best_ragged(x, 50))
+    fill_with_garbage("_paged_logits")
+    for lens in ("edge", "per_token"):
+        x = make_paged(PagedCase(batch=15, next_n=next_n, lens=lens, table="shuffled", heads=8, d=32))
+        got = call_paged(dsa_ext.paged_indexer_topk, x, 50, workspace_limit=limit(4, 300, next_n))
+        assert torch.equal(got, best_paged(x, 50))
 
 
 # --- outputs and sizes
