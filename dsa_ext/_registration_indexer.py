@@ -88,9 +88,8 @@ def _paged_indexer_topk_out(
     length = _lengths(context_lens, next_n)
     weights = weights.reshape(q.shape[:3])
     logits = _buffer(q, batch, next_n, columns, workspace_limit)
-    indices = (out if out.is_contiguous() else torch.empty_like(out, memory_format=torch.contiguous_format)).view(
-        batch * next_n, topk
-    )
+    dense = out if out.is_contiguous() else torch.empty_like(out, memory_format=torch.contiguous_format)
+    indices = dense.view(batch * next_n, topk)
     count = logits.shape[0] // next_n
     for part in _chunks(batch, count):
         rows = slice(part.start * next_n, part.stop * next_n)
@@ -106,8 +105,8 @@ def _paged_indexer_topk_out(
             chunk.view(-1, next_n, columns),
         )
         _topk(chunk, topk, length[rows], None, table, page_size, None, indices[rows])
-    if not out.is_contiguous():
-        out.copy_(indices.view(out.shape))
+    if dense is not out:
+        out.copy_(dense)
 
 
 def _lengths(context_lens: Tensor, next_n: int) -> Tensor:
