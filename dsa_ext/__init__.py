@@ -20,6 +20,7 @@ from ._build_info import build_info
 from .attention import sparse_mla_fwd
 from .cache import pack_kv_cache, store_kv_cache, unpack_kv_cache
 from .decode import plan_sparse_mla_decode, sparse_mla_decode
+from .indexer import indexer_topk, paged_indexer_topk
 from .indexer_quant import prepare_indexer, quantize_indexer, store_indexer_cache
 from .logits import indexer_logits, paged_indexer_logits, plan_paged_indexer_logits
 from .topk import topk_indices
@@ -28,9 +29,11 @@ __all__ = [
     "build_info",
     "compat",
     "indexer_logits",
+    "indexer_topk",
     "nn",
     "pack_kv_cache",
     "paged_indexer_logits",
+    "paged_indexer_topk",
     "plan_paged_indexer_logits",
     "plan_sparse_mla_decode",
     "prepare_indexer",

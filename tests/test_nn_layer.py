@@ -5,7 +5,6 @@ import dataclasses
 import layer_oracle
 import pytest
 import torch
-from indexer_doubles import indexer_functions  # noqa: F401
 from torch import nn
 
 import dsa_ext

@@ -5,10 +5,8 @@ import socket
 import pytest
 import torch
 import torch.multiprocessing as multiprocessing
-from indexer_doubles import indexer_functions, missing  # noqa: F401
 from test_nn_layer import CONFIGS, F64, Paged, make_layer
 
-import dsa_ext
 import dsa_ext.nn as dsa
 
 
@@ -33,8 +31,6 @@ def steps(layer, config, x, quantised):
 
 def run_rank(rank, ranks, port, name, state, x, results):
     torch.set_num_threads(1)
-    for function, double in missing():  # what the fixture does, in this process
-        setattr(dsa_ext, function, double)
     address = f"tcp://127.0.0.1:{port}"
     torch.distributed.init_process_group("gloo", init_method=address, rank=rank, world_size=ranks)
     config = CONFIGS[name]

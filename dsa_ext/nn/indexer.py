@@ -67,24 +67,22 @@ class LightningIndexer(nn.Module):
             k, k_scale = cache.index_codes(step.context_slots)
         else:
             k, k_scale = cache.index_keys(step.context_slots), None
-        logits = dsa_ext.indexer_logits(q, k, k_scale, weights, step.k_start, step.k_end)
-        return dsa_ext.topk_indices(logits, self.config.index_topk, lengths=step.k_end)
+        return dsa_ext.indexer_topk(q, k, k_scale, weights, step.k_start, step.k_end, self.config.index_topk)
 
     def _of_batch(self, q: Tensor, weights: Tensor, step: Decode, cache: LayerCache) -> Tensor:
         q, weights = (t.unflatten(0, (step.batch, step.next_n)) for t in (q, weights))
+        topk = self.config.index_topk
         if cache.index.dtype == torch.uint8:
-            logits = dsa_ext.paged_indexer_logits(
-                q, cache.index, weights, step.lengths, step.block_table, max_context_len=step.max_context_len
-            )
-        else:
-            k_start = torch.zeros_like(step.lengths)
-            requests = zip(q, cache.index_keys(step.context_slots), weights, k_start, step.lengths, strict=True)
-            logits = torch.stack([dsa_ext.indexer_logits(q, k, None, *rest) for q, k, *rest in requests])
-        indices = dsa_ext.topk_indices(
-            logits.flatten(0, 1),
-            self.config.index_topk,
-            lengths=step.lengths.flatten(),
-            block_table=step.block_table,
-            page_size=step.page_size,
-        )
-        return indices.unflatten(0, (step.batch, step.next_n))
+            sizes = {"max_context_len": step.max_context_len}
+            return dsa_ext.paged_indexer_topk(q, cache.index, weights, step.lengths, step.block_table, topk, **sizes)
+        k_start = torch.zeros_like(step.lengths)
+        requests = zip(q, weights, step.context_slots, k_start, step.lengths, strict=True)
+        return torch.stack([self._of_request(*request, cache) for request in requests])
+
+    def _of_request(
+        self, q: Tensor, weights: Tensor, slots: Tensor, k_start: Tensor, k_end: Tensor, cache: LayerCache
+    ) -> Tensor:
+        """int32 [next_n, topk] slots, for keys that are kept as they are."""
+        topk = self.config.index_topk
+        positions = dsa_ext.indexer_topk(q, cache.index_keys(slots), None, weights, k_start, k_end, topk)
+        return torch.where(positions < 0, -1, slots[positions.clamp(min=0)]).int()
