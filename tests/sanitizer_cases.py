@@ -151,8 +151,8 @@ TOPK_CASES = [
     for dtype in (torch.float32, torch.bfloat16)
     for case in (
         TopkCase("special", 3, 1000, 64, dtype),
-        TopkCase("normal", 1, 40011, 2048, dtype),  # a cluster
-        TopkCase("equal", 1, 40011, 2048, dtype),  # whose list is full again and again
+        TopkCase("normal", 1, 66011, 2048, dtype),  # a cluster
+        TopkCase("equal", 1, 66011, 2048, dtype),  # whose list is full again and again
         TopkCase("normal", 150, 9000, 512, dtype),  # a CTA a row
         TopkCase("equal", 150, 9000, 512, dtype),
     )

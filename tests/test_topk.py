@@ -50,7 +50,7 @@ def test_short_rows(values, dtype, device):
 @pytest.mark.parametrize("values", VALUES)
 def test_rows_shared_by_ctas(values, dtype, device):
     """Longer than the list of candidates."""
-    check(make_logits(values, 1, 40011, dtype), 2048, device)
+    check(make_logits(values, 1, 66011, dtype), 2048, device)
 
 
 @pytest.mark.gpu

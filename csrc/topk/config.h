@@ -11,7 +11,8 @@ namespace dsa::topk {
 
 constexpr int kThreads = 512, kWarps = kThreads / 32;
 constexpr int kCtasPerMultiprocessor = 2;  // one waits for memory or at a barrier while the other computes
-constexpr int kMaxCtasPerRow = 16;         // more than 8 need the device's consent
+// Of a cluster. More than 8 CTAs need the device's consent.
+constexpr int kMinCtasPerRow = 4, kMaxCtasPerRow = 16, kColumnsPerCta = 16384;
 constexpr int kVectorBytes = 16;
 constexpr int kVectors = 4;      // of a thread, in flight while as many are looked at
 constexpr int kCapacity = 7168;  // candidates in the list

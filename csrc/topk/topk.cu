@@ -15,13 +15,13 @@ Kernel* kernel_for(bool bf16) {
   return bf16 ? topk_kernel<Bf16, kCluster> : topk_kernel<Fp32, kCluster>;
 }
 
-// A power of 2: as many as there is room for on the device, and as have a round's work.
+// One where rows or columns do: meeting in a cluster takes longer than most rows (docs/design-notes.md).
 int ctas_per_row(TopkParams const& p, int multiprocessors) {
-  int const per_cta = kThreads * kVectors * kVectorBytes / (p.bf16 ? 2 : 4);
-  int64_t const room = int64_t(multiprocessors) * kCtasPerMultiprocessor;
   int ctas = 1;
-  while (ctas < kMaxCtasPerRow && 2 * ctas * int64_t(p.rows) <= room && p.columns > int64_t(ctas) * per_cta) ctas *= 2;
-  return ctas;
+  while (ctas < kMaxCtasPerRow && 2 * ctas * int64_t(p.rows) <= multiprocessors / 2 &&
+         p.columns >= 2 * ctas * int64_t(kColumnsPerCta))
+    ctas *= 2;
+  return ctas < kMinCtasPerRow ? 1 : ctas;
 }
 
 // Whether the device takes clusters of more than 8 CTAs (parts of a GPU may not). Asked once.
