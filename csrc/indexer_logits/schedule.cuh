@@ -1,8 +1,10 @@
 // Which keys a block of queries sees, and how that work is spread over the device.
 //
 // Queries come in blocks that share every key that is read; keys in tiles of 128. A block has the tiles that any of its
-// queries sees. The tiles of all blocks form one line, which is cut into parts of equal length, one for each CTA. Every
-// CTA finds its own cut: each of its warps adds up a share of the blocks, then one warp walks to the place.
+// queries sees. The tiles of all blocks form one line, each block's behind a gap, which stands for the time that a
+// block takes to begin. The line is cut into parts of equal length, one for each CTA; what is behind a cut is that
+// CTA's. Every CTA finds its own cut: each of its warps adds up a share of the blocks, then one warp walks to the
+// place.
 //
 // A plan is the list of all cuts, found beforehand by the same code. Any list that ascends gives right results,
 // whatever the lengths have become since: a part begins at its cut and ends at the next one, and a block's last part
@@ -17,6 +19,7 @@
 namespace dsa::indexer {
 
 constexpr int kTileKeys = 128;
+constexpr int kGap = 1;  // before a block, in tiles: what its Q and weights take to come
 
 struct Range {
   int start, end;  // of keys; start == end: none
@@ -26,6 +29,7 @@ struct Tiles {
   int begin, end;
   int end_key;  // of those that some query sees
   __device__ __forceinline__ int count() const { return end - begin; }
+  __device__ __forceinline__ int length() const { return count() == 0 ? 0 : kGap + count(); }  // on the line
 };
 
 // What each query sees, by [start, end).
@@ -108,16 +112,16 @@ __device__ __forceinline__ bool is_before(Cut a, Cut b) {
   return a.block < b.block || (a.block == b.block && a.tile < b.tile);
 }
 
-// Of one CTA: from a cut on, at most so many tiles, and not beyond another cut.
+// Of one CTA: from a cut on, so far on the line at most, and not beyond another cut.
 struct Part {
   Cut begin, end;
-  int64_t tiles;
+  int64_t length;
 };
 
 // The sums that the warps of a CTA have found, and this lane's.
 template <int kWarps>
 struct LineSums {
-  int64_t tiles[kWarps];
+  int64_t lengths[kWarps];
 };
 
 __device__ __forceinline__ int64_t warp_sum(int64_t x) {
@@ -138,9 +142,9 @@ __device__ __forceinline__ void add_up(Blocks const& blocks, LineSums<kWarps>& s
   int const count = blocks.count(), each = share<kWarps>(count);
   int64_t const end = min(int64_t(warp + 1) * each, int64_t(count));
   int64_t sum = 0;
-  for (int64_t b = int64_t(warp) * each + lane; b < end; b += 32) sum += blocks.tiles(int(b)).count();
+  for (int64_t b = int64_t(warp) * each + lane; b < end; b += 32) sum += blocks.tiles(int(b)).length();
   sum = warp_sum(sum);
-  if (lane == 0) sums.tiles[warp] = sum;
+  if (lane == 0) sums.lengths[warp] = sum;
 }
 
 // Where part `part` of `parts` lies on the line, by one whole warp.
@@ -148,17 +152,17 @@ template <int kWarps, class Blocks>
 __device__ __forceinline__ Part find_part(Blocks const& blocks, LineSums<kWarps> const& sums, int part, int parts) {
   int const lane = threadIdx.x % 32, count = blocks.count();
   int64_t all = 0;
-  for (int w = 0; w < kWarps; ++w) all += sums.tiles[w];
-  int64_t const first = part * all / parts, tiles = (part + 1) * all / parts - first;
-  Part const nothing = {{count, 0}, {count, 0}, tiles};
+  for (int w = 0; w < kWarps; ++w) all += sums.lengths[w];
+  int64_t const first = part * all / parts, length = (part + 1) * all / parts - first;
+  Part const nothing = {{count, 0}, {count, 0}, 0};
   if (first >= all) return nothing;
 
   int64_t before = 0;
   int warp = 0;
-  while (before + sums.tiles[warp] <= first) before += sums.tiles[warp++];
+  while (before + sums.lengths[warp] <= first) before += sums.lengths[warp++];
   for (int64_t at = int64_t(warp) * share<kWarps>(count); at < count; at += 32) {
     int64_t const block = at + lane;
-    int64_t sum = block < count ? blocks.tiles(int(block)).count() : 0;
+    int64_t sum = block < count ? blocks.tiles(int(block)).length() : 0;
     int64_t const mine = sum;
     for (int d = 1; d < 32; d *= 2) {
       int64_t const other = __shfl_up_sync(~0u, sum, d);
@@ -167,8 +171,9 @@ __device__ __forceinline__ Part find_part(Blocks const& blocks, LineSums<kWarps>
     uint32_t const beyond = __ballot_sync(~0u, before + sum > first);
     if (beyond != 0) {
       int const l = __ffs(beyond) - 1;
-      int64_t const tile = __shfl_sync(~0u, first - before - (sum - mine), l);
-      return {{int(at) + l, int(tile)}, {count, 0}, tiles};
+      // A cut in a gap is one before the first tile; what is left of the gap is a part of this CTA's length.
+      int64_t const tile = __shfl_sync(~0u, first - before - (sum - mine), l) - kGap;
+      return {{int(at) + l, tile > 0 ? int(tile) : 0}, {count, 0}, tile < 0 ? length + tile : length};
     }
     before += __shfl_sync(~0u, sum, 31);
   }

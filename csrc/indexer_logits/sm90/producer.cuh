@@ -29,7 +29,7 @@ struct Producer {
 
   __device__ __forceinline__ void run(Part const& part) {
     Cut at = part.begin;
-    int64_t left = part.tiles;
+    int64_t left = part.length;
     while (left > 0) {
       Tiles tiles;
       if (!find(at, part.end, tiles)) break;
@@ -39,7 +39,7 @@ struct Producer {
       loader.open(at.block, unit);
       open_unit(at.block, unit);
       for (int t = 0; t < count; ++t) load_tile(unit.first_key + t * kTileKeys);
-      left -= count;
+      left -= count + kGap;  // and the next block's gap
       at = {at.block + 1, 0};
     }
     end_work();
