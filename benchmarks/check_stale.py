@@ -17,7 +17,12 @@ __all__ = ["current_hashes", "stale_rows"]
 def stale_rows(result: dict[str, Any], current: dict[str, str]) -> list[dict[str, Any]]:
     """The rows of a stored result whose op's sources are not the ones that it was measured with."""
     measured = result["run"]["source_hash"]
-    return [row for row in result["rows"] if measured.get(row["op"]) != current.get(row["op"])]
+    return [row for row in result["rows"] if any(measured.get(op) != current.get(op) for op in _ops(row))]
+
+
+def _ops(row: dict[str, Any]) -> list[str]:
+    """That it has timed."""
+    return row.get("ops", [row["op"]])
 
 
 def report(results: list[Path], current: dict[str, str]) -> list[str]:
@@ -28,8 +33,10 @@ def report(results: list[Path], current: dict[str, str]) -> list[str]:
         run, total = result["run"], len(result["rows"])
         lines.append(f"{path.name}: {len(stale)} of {total} rows are stale (measured at commit {run['commit']})")
         for row in stale:
-            was, now = run["source_hash"].get(row["op"]), current.get(row["op"])
-            lines.append(f"  {row['row']}: sources of {row['op']} were {was}, are {now}")
+            for op in _ops(row):
+                was, now = run["source_hash"].get(op), current.get(op)
+                if was != now:
+                    lines.append(f"  {row['row']}: sources of {op} were {was}, are {now}")
     return lines or ["nothing is stored under benchmarks/results"]
 
 

@@ -97,7 +97,11 @@ class Decode(Benchmark):
         queries = torch.randperm(case.batch * case.s_q, device=self.device)[:CHECKED_QUERIES]
         verify_decode(results, first, queries)
 
-        replays = {"ours": timing.graph([partial(x.call, dsa_ext.sparse_mla_decode, plan=plan) for x in steps])}
+        invariant = first.plan(dsa_ext.plan_sparse_mla_decode, batch_invariant=True)
+        replays = {
+            name: timing.graph([partial(x.call, dsa_ext.sparse_mla_decode, plan=p) for x in steps])
+            for name, p in (("ours", plan), ("invariant", invariant))
+        }
         if peer and case.format in peer.decode_formats:
             row["peer_heads"] = peer.heads(case.h_q)
             try:
@@ -109,7 +113,7 @@ class Decode(Benchmark):
             except RuntimeError as error:
                 row["peer_error"] = str(error)
         times = timing.in_turns(replays, seconds)
-        for name, key in (("ours", ""), ("peer", "peer_")):
+        for name, key in (("ours", ""), ("invariant", "invariant_"), ("peer", "peer_")):
             if name in times:
                 row[f"{key}ms"] = times[name].ms / len(steps)
                 row[f"{key}quartiles_ms"] = [t / len(steps) for t in times[name].quartiles]

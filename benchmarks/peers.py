@@ -113,10 +113,14 @@ class SglangTopk:
         lengths = torch.full((rows,), columns, dtype=torch.int32, device=logits.device)
 
         def call() -> Tensor:
-            self._fast_topk(logits, out, lengths, None)
+            self.choose(logits, out, lengths)
             return out
 
         return call
+
+    def choose(self, logits: Tensor, out: Tensor, lengths: Tensor) -> None:
+        """Into out [rows, 2048], of the first lengths[row] columns."""
+        self._fast_topk(logits, out, lengths, None)
 
 
 class DeepGemm:

@@ -22,6 +22,8 @@ def draw(result: dict[str, Any], path: Path) -> None:
         return _draw_topk(pyplot, result, path)
     if result["benchmark"] == "indexer":
         return _draw_indexer(pyplot, result, path)
+    if result["benchmark"] == "step":
+        return _draw_step(pyplot, result, path)
     panel = _decode_panel if result["benchmark"] == "decode" else _prefill_panel
     rows = [row for row in result["rows"] if not row["error"]]
     heads = sorted({row["h_q"] for row in rows}, reverse=True)
@@ -152,6 +154,19 @@ def _decode_panel(axis: Any, rows: list[Row], result: dict[str, Any]) -> None:
     axis.set_xscale("log", base=2)
     axis.set_xticks(batches, [str(b) for b in batches], fontsize=8)
     axis.set_xlabel("requests", fontsize=8)
+
+
+def _draw_step(pyplot: Any, result: dict[str, Any], path: Path) -> None:
+    rows = [row for row in result["rows"] if not row["error"]]
+    figure, axes = pyplot.subplots(figsize=(6, 3), layout="constrained")
+    places = range(len(rows))
+    for offset, key, label in ((-0.2, "ms", "dsa_ext"), (0.2, "peer_ms", "peers")):
+        axes.bar([p + offset for p in places], [(row.get(key) or 0) * 1e3 for row in rows], 0.4, label=label)
+    axes.set_xticks(list(places), [f"b {row['batch']}, {row['keys'] // 1024}K" for row in rows])
+    axes.set_ylabel("µs a step")
+    axes.legend()
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)
 
 
 if __name__ == "__main__":

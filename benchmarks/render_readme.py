@@ -41,6 +41,7 @@ def decode_table(result: dict[str, Any] | None, current: dict[str, str]) -> str:
         "of matmul": lambda row: _percent(row["matmul_share"]),
         "of copy": lambda row: _percent(row["copy_share"]),
         "× FlashMLA": lambda row: row["ratio"] and f"{row['ratio']:.2f}",
+        "µs, batch-invariant": lambda row: row.get("invariant_ms") and f"{row['invariant_ms'] * 1e3:.1f}",
     }
     lines = _lines(result["rows"], ("format", "h_q", "topk", "batch"), "s_q", columns)
     caption = f"Cells: s_q = 1 / 2. {_caption(result)} {_copy(result)}"
@@ -94,6 +95,20 @@ def topk_table(result: dict[str, Any] | None, current: dict[str, str]) -> str:
     return "\n".join([TOPK_HEADING, *_stale_mark(result, current), *lines, "", caption])
 
 
+def step_table(result: dict[str, Any] | None, current: dict[str, str]) -> str:
+    """Markdown, with its heading; empty without a result. A line for each (h_q, batch, context)."""
+    if not _measured(result, "sparse_mla_decode"):
+        return ""
+    columns: dict[str, Text] = {
+        "µs": lambda row: f"{row['ms'] * 1e3:.1f}",
+        "peers' µs": lambda row: row.get("peer_ms") and f"{row['peer_ms'] * 1e3:.1f}",
+        "× peers": lambda row: row["ratio"] and f"{row['ratio']:.2f}",
+    }
+    lines = _lines(result["rows"], ("h_q", "batch", "keys"), None, columns)
+    return "\n".join([STEP_HEADING, *_stale_mark(result, current), *lines, "", _caption(result, matmul=None)])
+
+
+STEP_HEADING = "A decode step's `paged_indexer_topk` and `sparse_mla_decode` together, topk 2048:\n"
 INDEXER_HEADING = (
     "The indexer's logits, `indexer_logits` on a chunk of a prompt and `paged_indexer_logits` in decoding\n"
     "([plot](benchmarks/results/indexer.png)):\n"
@@ -103,9 +118,16 @@ TOPK_HEADING = "The choice of the k best, `topk_indices` ([plot](benchmarks/resu
 PEER_NOTES = {
     "FlashMLA": "it takes multiples of 64 heads, so at h_q 16 it gets q padded beforehand",
     "DeepGEMM": "without the kernel that writes −inf outside of the ranges, which ours writes",
+    "DeepGEMM, SGLang, FlashMLA": "one after the other; the positions of the second are taken for slots",
     "SGLang": "its fast_topk takes float32 and k 2048 only, and its order is arbitrary",
 }
-TABLES = {"prefill": prefill_table, "decode": decode_table, "indexer": indexer_table, "topk": topk_table}
+TABLES = {
+    "prefill": prefill_table,
+    "decode": decode_table,
+    "indexer": indexer_table,
+    "topk": topk_table,
+    "step": step_table,
+}
 
 
 def _measured(result: dict[str, Any] | None, op: str) -> bool:
