@@ -1,0 +1,242 @@
+"""dsa_ext.compat.deep_gemm: DeepGEMM's names, signatures and conventions."""
+
+import inspect
+import re
+
+import pytest
+import torch
+from logits_cases import PagedCase, RaggedCase, expected, expected_paged, make_inputs, make_paged_inputs, verify
+
+import dsa_ext
+from dsa_ext.compat import deep_gemm
+
+I32, F32, BF16 = torch.int32, torch.float32, torch.bfloat16
+
+RAGGED = "q kv weights cu_seq_len_k_start cu_seq_len_k_end clean_logits=True max_seqlen_k=0"
+PAGED = "q kv_cache weights context_lens block_table schedule_meta max_context_len clean_logits=False"
+SIGNATURES = {
+    "fp8_mqa_logits": RAGGED,
+    "fp8_fp4_mqa_logits": f"{RAGGED} logits_dtype=torch.float32",
+    "fp8_paged_mqa_logits": f"{PAGED} indices=None",
+    "fp8_fp4_paged_mqa_logits": f"{PAGED} logits_dtype=torch.float32 indices=None",
+    "get_paged_mqa_logits_metadata": "context_lens block_kv num_sms indices=None",
+    "get_num_sms": "",
+}
+
+
+@pytest.mark.parametrize("name", list(SIGNATURES))
+def test_signatures(name):
+    parameters = inspect.signature(getattr(deep_gemm, name)).parameters.values()
+    assert {p.kind for p in parameters} <= {inspect.Parameter.POSITIONAL_OR_KEYWORD}
+    shown = [p.name if p.default is p.empty else f"{p.name}={p.default}" for p in parameters]
+    assert " ".join(shown) == SIGNATURES[name]
+    assert name in deep_gemm.__all__
+
+
+# --- ragged
+
+
+@pytest.mark.parametrize("clean_logits", [True, False])
+@pytest.mark.parametrize("case", [RaggedCase(), RaggedCase(heads=32, poison=True, ranges="rows")], ids=lambda c: c.id)
+def test_mqa_logits(case, clean_logits, device):
+    """Against the definition in float64: also without cleaning, what a query does not see is -inf."""
+    x = make_inputs(case)
+    want, mass = expected(x)
+    x = x.on(device)
+    arguments = ((x.k, x.k_scale), x.weights, x.k_start, x.k_end)
+    got = deep_gemm.fp8_mqa_logits(x.q, *arguments, clean_logits)
+    assert got.dtype == F32 and got.shape == (case.s_q, case.s_k)
+    verify(got.cpu(), want, mass)
+    (kv, weights, start, end), options = arguments, {"clean_logits": clean_logits, "max_seqlen_k": 0}
+    options |= {"cu_seq_len_k_start": start, "cu_seq_len_k_end": end}
+    for dtype in (F32, BF16):
+        again = deep_gemm.fp8_fp4_mqa_logits(q=(x.q, None), kv=kv, weights=weights, logits_dtype=dtype, **options)
+        assert again.dtype == dtype
+        verify(again.cpu(), want, mass)
+        assert torch.equal(again.nan_to_num(), got.to(dtype).nan_to_num())
+
+
+# --- paged
+
+
+def arguments_of(x, num_sms=None):
+    """With the metadata of a device with num_sms multiprocessors, by default those that its plans are for."""
+    size = x.k_cache.shape[1]
+    if num_sms is None:
+        num_sms = max(1, x.plan(dsa_ext.plan_paged_indexer_logits).shape[0] // 2 - 2)
+    metadata = deep_gemm.get_paged_mqa_logits_metadata(x.context_lens, size, num_sms)
+    assert metadata.shape == (num_sms + 1, 2) and metadata.dtype == I32 and metadata.is_contiguous()
+    weights = x.weights.flatten(0, 1)
+    return (x.k_cache.unsqueeze(2), weights, x.context_lens, x.block_table, metadata, x.max_context_len)
+
+
+PAGED_CASES = [
+    PagedCase(next_n=2, heads=32),
+    PagedCase(next_n=3, lens="per_token", gap=64),
+    PagedCase(batch=400, heads=8, d=32, page_size=32),  # so many follow the plan
+]
+
+
+@pytest.mark.parametrize("case", PAGED_CASES, ids=lambda case: case.id)
+def test_paged_mqa_logits(case, device):
+    x = make_paged_inputs(case)
+    want, mass = (t.flatten(0, 1) for t in expected_paged(x))
+    x = x.on(device)
+    arguments = arguments_of(x)
+    got = deep_gemm.fp8_paged_mqa_logits(x.q, *arguments)
+    assert got.dtype == F32 and got.shape == (case.batch * case.next_n, case.max_context_len)
+    verify(got.cpu(), want, mass)
+    assert torch.equal(deep_gemm.fp8_paged_mqa_logits(x.q, *arguments, clean_logits=True), got)
+    for dtype in (F32, BF16):
+        again = deep_gemm.fp8_fp4_paged_mqa_logits((x.q, None), *arguments, False, dtype)
+        assert again.dtype == dtype and torch.equal(again, got.to(dtype))
+
+
+def test_any_metadata_gives_the_same_bits(device):
+    """A copy, one for other lengths, and one for half the multiprocessors."""
+    x = make_paged_inputs(PagedCase(batch=400, heads=8, d=32)).on(device)
+    *head, metadata, columns = arguments_of(x)
+    want = deep_gemm.fp8_paged_mqa_logits(x.q, *head, metadata, columns)
+    stale = deep_gemm.get_paged_mqa_logits_metadata(x.context_lens.flip(0), 64, len(metadata) - 1)
+    for other in (metadata.clone(), stale, metadata.copy_(stale), arguments_of(x, 7)[4], torch.full_like(stale, -1)):
+        assert torch.equal(deep_gemm.fp8_paged_mqa_logits(x.q, *head, other, columns), want)
+
+
+@pytest.fixture
+def planned(monkeypatch):
+    """A device with 5 multiprocessors; the plans that calls are given."""
+    plans, call = [], dsa_ext.paged_indexer_logits
+    monkeypatch.setattr(dsa_ext, "plan_paged_indexer_logits", lambda *_, **__: torch.arange(14, dtype=I32))
+
+    def record(*arguments, plan, **options):
+        plans.append(None if plan is None else plan.tolist())
+        return call(*arguments, plan=None, **options)
+
+    monkeypatch.setattr(dsa_ext, "paged_indexer_logits", record)
+    return plans
+
+
+def test_the_plan_arrives_whole(planned):
+    x = make_paged_inputs(PagedCase())
+    *head, metadata, columns = arguments_of(x, 5)
+    with torch.inference_mode():
+        deep_gemm.fp8_paged_mqa_logits(x.q, *head, metadata, columns)
+    metadata += 100  # as a step's new metadata is copied into that which a graph was captured with
+    deep_gemm.fp8_paged_mqa_logits(x.q, *head, metadata, columns)
+    assert planned == [[*range(14)], [0, 1, *range(102, 114)]]
+
+
+def test_a_plan_without_its_header_is_not_followed(planned):
+    x = make_paged_inputs(PagedCase())
+    *head, metadata, columns = arguments_of(x, 5)
+    larger = torch.zeros(40, dtype=I32)
+    others = [metadata.clone(), metadata[:-1], larger[2:14].view(6, 2), larger[:24].view(12, 2)[:, :]]
+    for other in (*others, metadata.flip(1), arguments_of(x, 4)[4]):
+        deep_gemm.fp8_paged_mqa_logits(x.q, *head, other, columns)
+    assert planned == [None] * 6
+
+
+@pytest.mark.gpu
+def test_num_sms_fits_the_plans():
+    """The metadata of this device is a plan."""
+    lens = torch.full((3, 2), 1000, dtype=I32, device="cuda")
+    metadata = deep_gemm.get_paged_mqa_logits_metadata(lens, 64, deep_gemm.get_num_sms())
+    plan = dsa_ext.plan_paged_indexer_logits(lens, page_size=64, next_n=2)
+    assert torch.equal(metadata.flatten(), plan[2:]) and metadata.storage_offset() == 2
+
+
+def test_num_sms_without_a_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert deep_gemm.get_num_sms() == 1
+
+
+@pytest.mark.parametrize("shape", [(0,), (0, 1), (3, 0)])
+def test_metadata_of_nothing(shape, device):
+    metadata = deep_gemm.get_paged_mqa_logits_metadata(torch.zeros(shape, dtype=I32, device=device), 64, 4)
+    assert metadata.shape == (5, 2)
+
+
+# --- calls that are refused
+
+
+def call(name, **changes):
+    paged, fp4 = "paged" in name, "fp4" in name
+    if paged:
+        x = make_paged_inputs(PagedCase())
+        names = ("kv_cache", "weights", "context_lens", "block_table", "schedule_meta", "max_context_len")
+        arguments = dict(zip(names, arguments_of(x), strict=True))
+    else:
+        x = make_inputs(RaggedCase())
+        arguments = {"kv": (x.k, x.k_scale), "weights": x.weights}
+        arguments |= {"cu_seq_len_k_start": x.k_start, "cu_seq_len_k_end": x.k_end}
+    arguments["q"] = (x.q, None) if fp4 else x.q
+    return getattr(deep_gemm, name)(**arguments | changes)
+
+
+BYTES = torch.zeros(5, 64, 64, dtype=torch.int8)
+SCALES = torch.zeros(5, 64, dtype=I32)
+NOT_HERE = [
+    ("fp8_mqa_logits", {"max_seqlen_k": 64}, "max_seqlen_k is 64, expected 0"),
+    ("fp8_mqa_logits", {"q": BYTES}, "q is int8, expected float8_e4m3fn: FP4 is not here"),
+    ("fp8_mqa_logits", {"kv": (BYTES[0], SCALES[0])}, "kv[0] is int8, expected float8_e4m3fn"),
+    ("fp8_fp4_mqa_logits", {"q": (BYTES, SCALES)}, "q[1] is not None, expected None: FP4"),
+    ("fp8_fp4_mqa_logits", {"q": (BYTES, None)}, "q is int8, expected float8_e4m3fn"),
+    ("fp8_paged_mqa_logits", {"q": BYTES[None]}, "q is int8, expected float8_e4m3fn"),
+    ("fp8_paged_mqa_logits", {"indices": SCALES[0]}, "indices is given, expected None"),
+    ("fp8_fp4_paged_mqa_logits", {"q": (BYTES[None], SCALES[None])}, "q[1] is not None, expected None: FP4"),
+]
+WRONG = [
+    ("fp8_mqa_logits", {"kv": BYTES}, TypeError, "kv is of type Tensor, expected the tuple (keys, scales)"),
+    ("fp8_mqa_logits", {"kv": (BYTES,)}, ValueError, "kv has 1 elements, expected the tuple (keys, scales)"),
+    ("fp8_fp4_mqa_logits", {"q": BYTES}, TypeError, "q is of type Tensor, expected the tuple (q, None)"),
+    ("fp8_fp4_mqa_logits", {"logits_dtype": torch.half}, TypeError, "logits_dtype is float16, expected float32 or"),
+    ("fp8_fp4_paged_mqa_logits", {"logits_dtype": None}, TypeError, "logits_dtype is None, expected float32 or"),
+    (
+        "fp8_paged_mqa_logits",
+        {"kv_cache": torch.zeros(3, 64, 132, dtype=torch.uint8)},
+        ValueError,
+        "kv_cache has shape (3, 64, 132), expected (pages, page_size, 1, d + 4)",
+    ),
+    ("fp8_paged_mqa_logits", {"schedule_meta": None}, TypeError, "schedule_meta is"),
+    ("fp8_paged_mqa_logits", {"schedule_meta": torch.zeros(3, 2)}, TypeError, "schedule_meta is float32, expected"),
+    (
+        "fp8_paged_mqa_logits",
+        {"schedule_meta": SCALES},
+        ValueError,
+        "schedule_meta has shape (5, 64), expected (num_sms + 1, 2)",
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    "name, changes, error, message", [*((n, c, NotImplementedError, m) for n, c, m in NOT_HERE), *WRONG]
+)
+def test_refused(name, changes, error, message):
+    with pytest.raises(error, match=f"^{name}: {re.escape(message)}"):
+        call(name, **changes)
+
+
+@pytest.mark.parametrize(
+    "changes, error, message",
+    [
+        ({"num_sms": 0}, ValueError, "num_sms is 0, expected 1 <= num_sms"),
+        ({"num_sms": 1.0}, TypeError, "num_sms is"),
+        ({"context_lens": [3]}, TypeError, "context_lens is"),
+        ({"indices": SCALES[0]}, NotImplementedError, "indices is given, expected None"),
+    ],
+)
+def test_metadata_refused(changes, error, message):
+    arguments = {"context_lens": torch.zeros(3, 1, dtype=I32), "block_kv": 64, "num_sms": 4}
+    with pytest.raises(error, match=f"^get_paged_mqa_logits_metadata: {message}"):
+        deep_gemm.get_paged_mqa_logits_metadata(**arguments | changes)
+
+
+def test_other_errors_are_those_of_the_function_below():
+    with pytest.raises(TypeError, match="^indexer_logits: k_start is int64, expected int32"):
+        call("fp8_mqa_logits", cu_seq_len_k_start=torch.zeros(5, dtype=torch.int64))
+    for dtype in (F32, BF16):
+        for columns in (-1, True, 3.0):
+            with pytest.raises((TypeError, ValueError), match="^paged_indexer_logits: max_context_len is"):
+                call("fp8_fp4_paged_mqa_logits", max_context_len=columns, logits_dtype=dtype)
+    with pytest.raises(ValueError, match="^plan_paged_indexer_logits: page_size is 0, expected 1 <= page_size"):
+        deep_gemm.get_paged_mqa_logits_metadata(torch.zeros(3, 1, dtype=I32), 0, 4)
