@@ -130,10 +130,16 @@ def test_a_plan_without_its_header_is_not_followed(planned):
     x = make_paged_inputs(PagedCase())
     *head, metadata, columns = arguments_of(x, 5)
     larger = torch.zeros(40, dtype=I32)
-    others = [metadata.clone(), metadata[:-1], larger[2:14].view(6, 2), larger[:24].view(12, 2)[:, :]]
+    others = [
+        metadata.clone(),
+        metadata[:-1],
+        larger[2:14].view(6, 2),
+        larger[:12].view(6, 2),
+        larger[:14].clone()[:12].view(6, 2),
+    ]
     for other in (*others, metadata.flip(1), arguments_of(x, 4)[4]):
         deep_gemm.fp8_paged_mqa_logits(x.q, *head, other, columns)
-    assert planned == [None] * 6
+    assert planned == [None] * 7
 
 
 @pytest.mark.gpu
