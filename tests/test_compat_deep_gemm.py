@@ -7,7 +7,6 @@ import pytest
 import torch
 from logits_cases import PagedCase, RaggedCase, expected, expected_paged, make_inputs, make_paged_inputs, verify
 
-import dsa_ext
 from dsa_ext.compat import deep_gemm
 
 I32, F32, BF16 = torch.int32, torch.float32, torch.bfloat16
@@ -59,13 +58,9 @@ def test_mqa_logits(case, clean_logits, device):
 # --- paged
 
 
-def arguments_of(x, num_sms=None):
-    """With the metadata of a device with num_sms multiprocessors, by default those that its plans are for."""
-    size = x.k_cache.shape[1]
-    if num_sms is None:
-        num_sms = max(1, x.plan(dsa_ext.plan_paged_indexer_logits).shape[0] // 2 - 2)
-    metadata = deep_gemm.get_paged_mqa_logits_metadata(x.context_lens, size, num_sms)
-    assert metadata.shape == (num_sms + 1, 2) and metadata.dtype == I32 and metadata.is_contiguous()
+def arguments_of(x):
+    metadata = deep_gemm.get_paged_mqa_logits_metadata(x.context_lens, x.k_cache.shape[1], 7)
+    assert metadata.shape == (8, 2) and metadata.dtype == I32 and metadata.device == x.context_lens.device
     weights = x.weights.flatten(0, 1)
     return (x.k_cache.unsqueeze(2), weights, x.context_lens, x.block_table, metadata, x.max_context_len)
 
@@ -73,7 +68,7 @@ def arguments_of(x, num_sms=None):
 PAGED_CASES = [
     PagedCase(next_n=2, heads=32),
     PagedCase(next_n=3, lens="per_token", gap=64),
-    PagedCase(batch=400, heads=8, d=32, page_size=32),  # so many follow the plan
+    PagedCase(batch=400, heads=8, d=32, page_size=32),
 ]
 
 
@@ -93,62 +88,11 @@ def test_paged_mqa_logits(case, device):
 
 
 def test_any_metadata_gives_the_same_bits(device):
-    """A copy, one for other lengths, and one for half the multiprocessors."""
-    x = make_paged_inputs(PagedCase(batch=400, heads=8, d=32)).on(device)
+    x = make_paged_inputs(PagedCase(heads=8, d=32)).on(device)
     *head, metadata, columns = arguments_of(x)
     want = deep_gemm.fp8_paged_mqa_logits(x.q, *head, metadata, columns)
-    stale = deep_gemm.get_paged_mqa_logits_metadata(x.context_lens.flip(0), 64, len(metadata) - 1)
-    for other in (metadata.clone(), stale, metadata.copy_(stale), arguments_of(x, 7)[4], torch.full_like(stale, -1)):
+    for other in (metadata[:2], torch.full_like(metadata, -1)):
         assert torch.equal(deep_gemm.fp8_paged_mqa_logits(x.q, *head, other, columns), want)
-
-
-@pytest.fixture
-def planned(monkeypatch):
-    """A device with 5 multiprocessors; the plans that calls are given."""
-    plans, call = [], dsa_ext.paged_indexer_logits
-    monkeypatch.setattr(dsa_ext, "plan_paged_indexer_logits", lambda *_, **__: torch.arange(14, dtype=I32))
-
-    def record(*arguments, plan, **options):
-        plans.append(None if plan is None else plan.tolist())
-        return call(*arguments, plan=None, **options)
-
-    monkeypatch.setattr(dsa_ext, "paged_indexer_logits", record)
-    return plans
-
-
-def test_the_plan_arrives_whole(planned):
-    x = make_paged_inputs(PagedCase())
-    *head, metadata, columns = arguments_of(x, 5)
-    with torch.inference_mode():
-        deep_gemm.fp8_paged_mqa_logits(x.q, *head, metadata, columns)
-    metadata += 100  # as a step's new metadata is copied into that which a graph was captured with
-    deep_gemm.fp8_paged_mqa_logits(x.q, *head, metadata, columns)
-    assert planned == [[*range(14)], [0, 1, *range(102, 114)]]
-
-
-def test_a_plan_without_its_header_is_not_followed(planned):
-    x = make_paged_inputs(PagedCase())
-    *head, metadata, columns = arguments_of(x, 5)
-    larger = torch.zeros(40, dtype=I32)
-    others = [
-        metadata.clone(),
-        metadata[:-1],
-        larger[2:14].view(6, 2),
-        larger[:12].view(6, 2),
-        larger[:14].clone()[:12].view(6, 2),
-    ]
-    for other in (*others, metadata.flip(1), arguments_of(x, 4)[4]):
-        deep_gemm.fp8_paged_mqa_logits(x.q, *head, other, columns)
-    assert planned == [None] * 7
-
-
-@pytest.mark.gpu
-def test_num_sms_fits_the_plans():
-    """The metadata of this device is a plan."""
-    lens = torch.full((3, 2), 1000, dtype=I32, device="cuda")
-    metadata = deep_gemm.get_paged_mqa_logits_metadata(lens, 64, deep_gemm.get_num_sms())
-    plan = dsa_ext.plan_paged_indexer_logits(lens, page_size=64, next_n=2)
-    assert torch.equal(metadata.flatten(), plan[2:]) and metadata.storage_offset() == 2
 
 
 def test_num_sms_without_a_gpu(monkeypatch):
@@ -225,6 +169,7 @@ def test_refused(name, changes, error, message):
 @pytest.mark.parametrize(
     "changes, error, message",
     [
+        ({"block_kv": 0}, ValueError, "block_kv is 0, expected 1 <= block_kv"),
         ({"num_sms": 0}, ValueError, "num_sms is 0, expected 1 <= num_sms"),
         ({"num_sms": 1.0}, TypeError, "num_sms is"),
         ({"context_lens": [3]}, TypeError, "context_lens is"),
@@ -244,5 +189,3 @@ def test_other_errors_are_those_of_the_function_below():
         for columns in (-1, True, 3.0):
             with pytest.raises((TypeError, ValueError), match="^paged_indexer_logits: max_context_len is"):
                 call("fp8_fp4_paged_mqa_logits", max_context_len=columns, logits_dtype=dtype)
-    with pytest.raises(ValueError, match="^plan_paged_indexer_logits: page_size is 0, expected 1 <= page_size"):
-        deep_gemm.get_paged_mqa_logits_metadata(torch.zeros(3, 1, dtype=I32), 0, 4)

@@ -24,7 +24,6 @@ __all__ = [
 ]
 
 _FP4_DTYPES = (torch.int8, torch.uint8, torch.float4_e2m1fn_x2)  # that two FP4 numbers in a byte may have
-_HEADER = 2  # elements of a plan ahead of its cuts, of which there is one more than multiprocessors
 
 
 def get_num_sms() -> int:
@@ -81,32 +80,23 @@ def fp8_fp4_mqa_logits(
 def get_paged_mqa_logits_metadata(
     context_lens: Tensor, block_kv: int, num_sms: int, indices: Tensor | None = None
 ) -> Tensor:
-    """`dsa_ext.plan_paged_indexer_logits`, for calls with these context_lens ([b] or [b, next_n] int32).
-
-    A plan is for all multiprocessors of its device. For another num_sms, and on the CPU, the result holds none; it is
-    taken all the same.
+    """In place of DeepGEMM's schedule: here a call finds its own, so this holds nothing.
 
     Returns:
-        [num_sms + 1, 2] int32, opaque.
+        [num_sms + 1, 2] int32, zeros, where context_lens is.
 
     Raises:
         NotImplementedError: indices is not None.
-        Others as plan_paged_indexer_logits, in its words.
+        TypeError, ValueError: an argument has the wrong type, or block_kv or num_sms is less than 1.
     """
     op = "get_paged_mqa_logits_metadata"
     _check_no_indices(op, indices)
-    _checks.check_int(op, "num_sms", num_sms)
-    if num_sms < 1:
-        raise ValueError(f"{op}: num_sms is {num_sms}, expected 1 <= num_sms")
+    for name, value in (("block_kv", block_kv), ("num_sms", num_sms)):
+        _checks.check_int(op, name, value)
+        if value < 1:
+            raise ValueError(f"{op}: {name} is {value}, expected 1 <= {name}")
     _checks.check_tensor(op, "context_lens", context_lens)
-    # The plan is made for the longest token of a request: the last one, where lengths are [b].
-    next_n = context_lens.shape[1] if context_lens.dim() == 2 else 1
-    shape = (num_sms + 1, 2)
-    if next_n > 0:
-        plan = dsa_ext.plan_paged_indexer_logits(context_lens, page_size=block_kv, next_n=next_n)
-        if plan.shape[0] == _HEADER + 2 * shape[0]:
-            return plan[_HEADER:].view(shape)
-    return context_lens.new_zeros(shape)
+    return context_lens.new_zeros((num_sms + 1, 2), dtype=torch.int32)
 
 
 def fp8_paged_mqa_logits(
@@ -123,9 +113,7 @@ def fp8_paged_mqa_logits(
     """`dsa_ext.paged_indexer_logits` of q [b, next_n, h, d], kv_cache [pages, page_size, 1, d + 4] uint8, weights
     [b * next_n, h] and context_lens [b] or [b, next_n].
 
-    schedule_meta is what `get_paged_mqa_logits_metadata` returned; it may have been overwritten since with another such
-    result for as many requests. Results are the same bits with any: a copy in memory of the caller's own is taken too
-    but, as under torch.compile, not looked at, which costs some time in large batches.
+    schedule_meta is what `get_paged_mqa_logits_metadata` returned, or a copy; what it holds is not looked at.
 
     Returns:
         [b * next_n, max_context_len] float32, -inf from a token's length on, also where clean_logits is False.
@@ -201,19 +189,17 @@ def _paged_mqa_logits(
     _checks.check_tensor(op, "kv_cache", kv_cache)
     if kv_cache.dim() != 4 or kv_cache.shape[2] != 1:
         raise ValueError(f"{op}: kv_cache has shape {tuple(kv_cache.shape)}, expected (pages, page_size, 1, d + 4)")
-    plan = _plan(op, schedule_meta)
+    _check_metadata(op, schedule_meta)
     out = None
     # Where these do not fit, paged_indexer_logits says what is wrong.
     if dtype != torch.float32 and isinstance(q, Tensor) and q.dim() == 4 and type(max_context_len) is int:
         out = q.new_empty((*q.shape[:2], max(max_context_len, 0)), dtype=dtype)
-    options = {"max_context_len": max_context_len, "plan": plan, "out": out}
+    options = {"max_context_len": max_context_len, "out": out}
     logits = dsa_ext.paged_indexer_logits(q, kv_cache.squeeze(2), weights, context_lens, block_table, **options)
     return logits.flatten(0, 1)
 
 
-def _plan(op: str, metadata: Tensor) -> Tensor | None:
-    """The plan whose cuts metadata is, if its header is still ahead of it: which says what batch the cuts are for, and
-    so whether a kernel may follow them."""
+def _check_metadata(op: str, metadata: Tensor) -> None:
     _checks.check_tensor(op, "schedule_meta", metadata)
     _checks.check_dtype(op, "schedule_meta", metadata, torch.int32)
     if metadata.dim() != 2 or metadata.shape[1] != 2:
@@ -221,12 +207,6 @@ def _plan(op: str, metadata: Tensor) -> Tensor | None:
             f"{op}: schedule_meta has shape {tuple(metadata.shape)}, expected (num_sms + 1, 2), as "
             "get_paged_mqa_logits_metadata makes it"
         )
-    if torch.compiler.is_compiling() or metadata.storage_offset() != _HEADER or not metadata.is_contiguous():
-        return None  # storages are not traced
-    elements = _HEADER + metadata.numel()
-    if metadata.untyped_storage().nbytes() != elements * metadata.element_size():
-        return None
-    return metadata.as_strided((elements,), (1,), 0)
 
 
 def _pair(op: str, name: str, value: object, expected: str) -> tuple:
