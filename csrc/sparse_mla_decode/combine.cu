@@ -1,6 +1,7 @@
 // Adds up the parts of the queries that were cut (plan.h), in the order of their keys: the same bits on every launch.
 //
-// Work is a head of a cut query: 128 threads, four columns each, with the loads of several parts in flight.
+// 128 threads, four columns each, take kInFlight rows of parts at a time: one head of up to 16 parts, or several heads
+// of fewer. All loads of these are on their way at once, since the kernel is short and waiting is what it does.
 #include <cuda_bf16.h>
 #include <cuda_runtime_api.h>
 
@@ -12,7 +13,7 @@ namespace dsa {
 namespace {
 
 constexpr int kThreads = 128, kColumns = 512;
-constexpr int kInFlight = 8;
+constexpr int kInFlight = 16;
 
 struct CombineParams : SparseMlaDecodeParams {
   DecodeShape shape;
@@ -28,55 +29,95 @@ struct PartSlots {
   __device__ int64_t operator[](int i) const { return i == 0 ? first : next + int64_t(i - 1) * step; }
 };
 
-__device__ void combine_head(CombineParams const& p, PartSlots const& slots, int head) {
+// Heads [first, end) of a query of at most kParts parts, kInFlight / kParts at a time; of more parts if kParts is
+// kInFlight.
+template <int kParts>
+__device__ void combine_heads(CombineParams const& p, PartSlots const& slots, int first, int end) {
+  constexpr int kHeads = kInFlight / kParts;
   int const heads = p.shape.padded_heads(), column = threadIdx.x * 4;
-  // By all lanes of every warp: one after the other these loads would take longer than all the rest.
-  float top = negative_infinity();
-  for (int i = threadIdx.x % 32; i < slots.count; i += 32) top = fmaxf(top, p.partial_lse[slots[i] * heads + head]);
+  int const batch = slots.query / p.s_q, token = slots.query % p.s_q;
+  for (; first < end; first += kHeads) {
+    float4 acc[kHeads];
+    float sum[kHeads], top[kHeads];
 #pragma unroll
-  for (int mask = 16; mask > 0; mask /= 2) top = fmaxf(top, __shfl_xor_sync(~0u, top, mask));
-  float const reference = exponent_offset(top);
-
-  float4 acc = {0.f, 0.f, 0.f, 0.f};
-  float sum = 0.f;
-  for (int base = 0; base < slots.count; base += kInFlight) {
-    float4 part[kInFlight];
-    float weight[kInFlight];
+    for (int h = 0; h < kHeads; ++h) {
+      acc[h] = {0.f, 0.f, 0.f, 0.f};
+      sum[h] = 0.f;
+      top[h] = negative_infinity();
+    }
+    for (int base = 0; base < slots.count; base += kParts) {
+      float4 part[kHeads][kParts];
+      float lse[kHeads][kParts];
 #pragma unroll
-    for (int i = 0; i < kInFlight; ++i) {
-      weight[i] = 0.f;
-      part[i] = {0.f, 0.f, 0.f, 0.f};
-      if (base + i >= slots.count) continue;
-      int64_t const row = slots[base + i] * heads + head;
-      weight[i] = p.partial_lse[row];
-      part[i] = *reinterpret_cast<float4 const*>(p.partial_out + row * kColumns + column);
+      for (int h = 0; h < kHeads; ++h) {
+#pragma unroll
+        for (int i = 0; i < kParts; ++i) {
+          lse[h][i] = negative_infinity();
+          part[h][i] = {0.f, 0.f, 0.f, 0.f};
+          if (base + i >= slots.count || first + h >= end) continue;
+          int64_t const row = slots[base + i] * heads + first + h;
+          lse[h][i] = p.partial_lse[row];
+          part[h][i] = *reinterpret_cast<float4 const*>(p.partial_out + row * kColumns + column);
+        }
+      }
+#pragma unroll
+      for (int h = 0; h < kHeads; ++h) {
+        float const before = top[h];
+#pragma unroll
+        for (int i = 0; i < kParts; ++i) top[h] = fmaxf(top[h], lse[h][i]);
+        float const reference = exponent_offset(top[h]), factor = exp2f(before - reference);
+        sum[h] *= factor;
+        acc[h] = {acc[h].x * factor, acc[h].y * factor, acc[h].z * factor, acc[h].w * factor};
+#pragma unroll
+        for (int i = 0; i < kParts; ++i) {
+          float const w = exp2f(lse[h][i] - reference);
+          sum[h] += w;
+          acc[h].x += w * part[h][i].x;
+          acc[h].y += w * part[h][i].y;
+          acc[h].z += w * part[h][i].z;
+          acc[h].w += w * part[h][i].w;
+        }
+      }
     }
 #pragma unroll
-    for (int i = 0; i < kInFlight; ++i) {
-      if (base + i >= slots.count) continue;
-      float const w = exp2f(weight[i] - reference);
-      sum += w;
-      acc.x += w * part[i].x;
-      acc.y += w * part[i].y;
-      acc.z += w * part[i].z;
-      acc.w += w * part[i].w;
+    for (int h = 0; h < kHeads; ++h) {
+      int const head = first + h;
+      if (head >= end) continue;
+      float const reference = exponent_offset(top[h]),
+                  sink = p.attn_sink != nullptr ? p.attn_sink[head] : negative_infinity(),
+                  scale = output_scale(sum[h], reference, sink);
+      auto* const out = static_cast<__nv_bfloat16*>(p.out) + batch * p.out_stride_batch + token * p.out_stride_token +
+                        head * p.out_stride_head + column;
+      *reinterpret_cast<uint2*>(out) =
+          make_uint2(pack_bf16(acc[h].x * scale, acc[h].y * scale), pack_bf16(acc[h].z * scale, acc[h].w * scale));
+      if (threadIdx.x == 0) p.lse[int64_t(slots.query) * p.h_q + head] = natural_lse(sum[h], reference);
     }
   }
+}
 
-  float const sink = p.attn_sink != nullptr ? p.attn_sink[head] : negative_infinity();
-  float const scale = output_scale(sum, reference, sink);
-  int const batch = slots.query / p.s_q, token = slots.query % p.s_q;
-  auto* const out = static_cast<__nv_bfloat16*>(p.out) + batch * p.out_stride_batch + token * p.out_stride_token +
-                    head * p.out_stride_head + column;
-  *reinterpret_cast<uint2*>(out) =
-      make_uint2(pack_bf16(acc.x * scale, acc.y * scale), pack_bf16(acc.z * scale, acc.w * scale));
-  if (threadIdx.x == 0) p.lse[int64_t(slots.query) * p.h_q + head] = natural_lse(sum, reference);
+__device__ void combine_heads(CombineParams const& p, PartSlots const& slots, int first, int end) {
+  if (slots.count <= 2)
+    combine_heads<2>(p, slots, first, end);
+  else if (slots.count <= 4)
+    combine_heads<4>(p, slots, first, end);
+  else if (slots.count <= 8)
+    combine_heads<8>(p, slots, first, end);
+  else
+    combine_heads<16>(p, slots, first, end);
+}
+
+// Heads that a CTA takes at once: so many that all CTAs have some, and that loads of several heads can be in flight.
+__device__ int heads_at_once(int queries, int h_q) {
+  int64_t const heads = int64_t(queries) * h_q;
+  int n = 1;
+  while (n < kInFlight / 2 && heads >= int64_t(2 * n) * gridDim.x) n *= 2;
+  return n;
 }
 
 // A query is cut where a part begins within it; `leads` are the parts before which it is cut first.
 __device__ int find_cut_queries(CombineParams const& p, DecodeCut* cuts, int* leads) {
-  for (int part = threadIdx.x; part <= p.parts; part += kThreads)
-    cuts[part] = cut_before(p.plan, p.shape, part, p.parts);
+  for (int part = threadIdx.x; part < p.parts; part += kThreads)
+    cuts[part] = part_range(p.plan, p.shape, part, p.parts).begin;
   __shared__ int count;
   __syncthreads();
   if (threadIdx.x < 32) {
@@ -96,22 +137,26 @@ __device__ int find_cut_queries(CombineParams const& p, DecodeCut* cuts, int* le
 }
 
 __global__ void __launch_bounds__(kThreads) combine_cut_queries(__grid_constant__ CombineParams const p) {
+  launch_dependent_grids();
   extern __shared__ DecodeCut cuts[];
   int* const leads = reinterpret_cast<int*>(cuts + p.parts + 1);
   int const count = find_cut_queries(p, cuts, leads);
   wait_for_grid_before();
-  for (int64_t i = blockIdx.x; i < int64_t(count) * p.h_q; i += gridDim.x) {
-    int const lead = leads[i / p.h_q], query = cuts[lead].query;
+  int const step = heads_at_once(count, p.h_q), steps = (p.h_q + step - 1) / step;
+  for (int64_t i = blockIdx.x; i < int64_t(count) * steps; i += gridDim.x) {
+    int const lead = leads[i / steps], query = cuts[lead].query, first = int(i % steps) * step;
     int last = lead;
     while (last + 1 < p.parts && cuts[last + 1].query == query) ++last;
-    combine_head(p, {query, last - lead + 2, 2 * (lead - 1) + 1, 2 * lead, 2}, int(i % p.h_q));
+    combine_heads(p, {query, last - lead + 2, 2 * (lead - 1) + 1, 2 * lead, 2}, first, min(first + step, p.h_q));
   }
 }
 
 __global__ void __launch_bounds__(kThreads) combine_chunks(__grid_constant__ CombineParams const p) {
+  launch_dependent_grids();
   wait_for_grid_before();
-  for (int64_t i = blockIdx.x; i < int64_t(p.shape.queries) * p.h_q; i += gridDim.x) {
-    int const query = int(i / p.h_q);
+  int const step = heads_at_once(p.shape.queries, p.h_q), steps = (p.h_q + step - 1) / step;
+  for (int64_t i = blockIdx.x; i < int64_t(p.shape.queries) * steps; i += gridDim.x) {
+    int const query = int(i / steps), first = int(i % steps) * step;
     int length[2];
     for (int s = 0; s < 2; ++s) {
       KvSelection const& keys = p.keys[s];
@@ -119,8 +164,8 @@ __global__ void __launch_bounds__(kThreads) combine_chunks(__grid_constant__ Com
       length[s] = keys.length == nullptr ? keys.topk : min(max(keys.length[at], 0), keys.topk);
     }
     int const chunks = (p.shape.units(length[0], length[1]) + p.shape.chunk_units() - 1) / p.shape.chunk_units();
-    int64_t const first = int64_t(query) * p.shape.most_chunks();
-    if (chunks > 1) combine_head(p, {query, chunks, first, first + 1, 1}, int(i % p.h_q));
+    int64_t const slot = int64_t(query) * p.shape.most_chunks();
+    if (chunks > 1) combine_heads(p, {query, chunks, slot, slot + 1, 1}, first, min(first + step, p.h_q));
   }
 }
 
@@ -139,7 +184,7 @@ int launch_decode_combine(SparseMlaDecodeParams const& params, void* stream) {
   attribute.val.programmaticStreamSerializationAllowed = 1;
   cudaLaunchConfig_t config{};
   int64_t const most = int64_t(p.batch_invariant || shape.queries < p.parts ? shape.queries : p.parts) * p.h_q;
-  config.gridDim = dim3(unsigned(most < 8 * sms ? most : 8 * sms));
+  config.gridDim = dim3(unsigned(most < 4 * sms ? most : 4 * sms));
   config.blockDim = dim3(kThreads);
   config.dynamicSmemBytes = p.batch_invariant ? 0 : (p.parts + 1) * (sizeof(DecodeCut) + sizeof(int));
   config.stream = static_cast<cudaStream_t>(stream);

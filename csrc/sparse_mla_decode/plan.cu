@@ -84,7 +84,6 @@ __global__ void __launch_bounds__(kPlanThreads) plan_sparse_mla_decode(__grid_co
     p.plan[0] = queries;
     p.plan[1] = p.parts;
     p.plan[2] = p.shape.most_units();
-    p.plan[3] = p.batch_invariant;
     if (p.batch_invariant) p.plan[plan_elements(p.parts)] = 1;  // the element that tells op.cpp
   }
 }

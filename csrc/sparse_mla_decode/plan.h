@@ -57,9 +57,9 @@ struct DecodeCut {
   int query, unit;
 };
 
-// int32 elements: a header (queries, parts, units of a full query, batch_invariant), and parts + 1 cuts. A
-// batch-invariant plan has one element more, which is how the host knows it.
-constexpr int kPlanHeader = 4;
+// int32 elements: a header (queries, parts, units of a full query), and parts + 1 cuts. A batch-invariant plan has one
+// element more, which is how the host knows it.
+constexpr int kPlanHeader = 3;
 constexpr int64_t plan_elements(int parts) { return kPlanHeader + 2 * (int64_t(parts) + 1); }
 
 // floor(part * total / parts), for part <= parts < 2^15. (32 bits: producers have few registers.)
@@ -93,14 +93,32 @@ __host__ __device__ constexpr DecodeCut even_cut(int part, int parts, int querie
   return {at / units, at % units};
 }
 
+// What one part holds: from one cut to the next.
+struct DecodeRange {
+  DecodeCut begin, end;
+};
+
 #ifdef __CUDACC__
-// The cut before a part (0 to parts), by the plan if there is one for these sizes.
-__device__ inline DecodeCut cut_before(int32_t const* plan, DecodeShape const& shape, int part, int parts) {
-  if (plan != nullptr && plan[0] == shape.queries && plan[1] == parts && plan[2] == shape.most_units()) {
-    int32_t const* const cut = plan + kPlanHeader + 2 * part;
-    return {min(max(cut[0], 0), shape.queries), min(max(cut[1], 0), shape.most_units())};
+// Of a part (0 to parts - 1), by the plan if there is one for these sizes.
+__device__ inline DecodeRange part_range(int32_t const* plan, DecodeShape const& shape, int part, int parts) {
+  int const units = shape.most_units();
+  if (plan != nullptr) {
+    // All loads at once: one after the other they would take seven times as long as one, and everything waits for them.
+    int const at[7] = {0,
+                       1,
+                       2,
+                       kPlanHeader + 2 * part,
+                       kPlanHeader + 2 * part + 1,
+                       kPlanHeader + 2 * part + 2,
+                       kPlanHeader + 2 * part + 3};
+    int32_t v[7];
+#pragma unroll
+    for (int i = 0; i < 7; ++i) asm volatile("ld.global.s32 %0, [%1];" : "=r"(v[i]) : "l"(plan + at[i]) : "memory");
+    if (v[0] == shape.queries && v[1] == parts && v[2] == units)
+      return {{min(max(v[3], 0), shape.queries), min(max(v[4], 0), units)},
+              {min(max(v[5], 0), shape.queries), min(max(v[6], 0), units)}};
   }
-  return even_cut(part, parts, shape.queries, shape.most_units());
+  return {even_cut(part, parts, shape.queries, units), even_cut(part + 1, parts, shape.queries, units)};
 }
 #endif
 

@@ -11,7 +11,7 @@
 
 namespace dsa::sm90::decode_few_heads {
 
-// 2 * (168 + 88) = 512 a lane of four warpgroups: all there are.
+// 2 * (152 + 104) = 512 a lane of four warpgroups: all there are.
 constexpr int kConsumerRegisters = 152, kProducerRegisters = 104;
 
 template <class Format, int kHeads>
@@ -97,6 +97,7 @@ __global__ void __launch_bounds__(kDecodeThreads, 1)
   auto& smem = *reinterpret_cast<SharedStorage<Format, kHeads>*>(raw);
   if (threadIdx.x == 0) Config::init_barriers(smem);
   __syncthreads();
+  wait_for_grid_before();
   launch_dependent_grids();
 
   int const warpgroup = __shfl_sync(~0u, threadIdx.x / 128, 0);

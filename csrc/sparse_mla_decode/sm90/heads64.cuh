@@ -94,6 +94,7 @@ __global__ void __launch_bounds__(kDecodeThreads, 1)
   auto& smem = *reinterpret_cast<SharedStorage<Format>*>(raw);
   if (threadIdx.x == 0) Config::init_barriers(smem);
   __syncthreads();
+  wait_for_grid_before();
   launch_dependent_grids();
 
   int const warpgroup = __shfl_sync(~0u, threadIdx.x / 128, 0);

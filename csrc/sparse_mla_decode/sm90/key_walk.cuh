@@ -16,8 +16,7 @@ struct KeyBlock {
 // cache, and work out the next run from its place.
 class KeyWalk {
  public:
-  __device__ __forceinline__ KeyWalk(DecodeParams const& params, int part)
-      : at_(DecodeWork::begin(params, part)), part_(part) {}
+  __device__ __forceinline__ KeyWalk(DecodeParams const& params, int part) : left_(DecodeWork::range(params, part)) {}
 
   // Whether there is another.
   __device__ __forceinline__ bool next(DecodeParams const& params, KeyBlock& block) {
@@ -34,7 +33,7 @@ class KeyWalk {
   static constexpr int kFinished = -1, kFirst = -1;
 
   __device__ __forceinline__ void open_run(DecodeParams const& params) {
-    DecodeWork work(params, part_, 0, at_);
+    DecodeWork work(params, 0, 0, left_);  // (which part does not matter here)
     if (block_ != kFirst && block_ == work.tile().end_block) {
       work.advance();
       block_ = kFirst;
@@ -44,7 +43,7 @@ class KeyWalk {
       return;
     }
     DecodeTile const tile = work.tile();
-    at_ = work.at();
+    left_ = work.left();
     if (block_ == kFirst) block_ = tile.first_block;
     int const first_blocks = DecodeShape::blocks_of(tile.length[0]);
     // (Each of the two by name: indexing would put the parameters into local memory.)
@@ -65,8 +64,7 @@ class KeyWalk {
   KeyBlock run_;        // its next block
   int blocks_ = 0;      // that it has left
   int block_ = kFirst;  // where the next run begins, among its query's blocks
-  DecodeCut at_;        // of the run's tile
-  int part_;
+  DecodeRange left_;    // of the part, from the run's tile on
 };
 
 }  // namespace dsa::sm90

@@ -114,8 +114,8 @@ struct DecodeProducer {
       if (!simple) fill_again(kBegin, kEnd);
       if constexpr (has_copies(kGroup))
         arrive_after_gather(reinterpret_cast<uint64_t&>(sink.full(now.consumer(), kGroup)));
-      cutlass::arch::fence_view_async_shared();
-      __syncwarp();
+      __syncwarp();  // (no fence for wgmma: the consumers have one after their wait, and here it would wait for the
+                     // stores)
       if (self.lane() == 0) sink.full(now.consumer(), kGroup).arrive();
     });
     cute::for_each(cute::make_seq<kTurns - kCodeTiles>{},

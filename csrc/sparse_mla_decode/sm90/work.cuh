@@ -45,23 +45,27 @@ class DecodeWork {
     return blockIdx.x / params.shape.head_blocks();
   }
   static __device__ __forceinline__ int part_of(int consumer) { return blockIdx.x + consumer * gridDim.x; }
-  // Of a part, from the tile on that begins at a place.
-  __device__ __forceinline__ DecodeWork(Params const& params, int part, int head, DecodeCut at)
-      : params_(params), part_(part), head_(head), at_(at) {
-    if (part >= params.parts) return;
-    end_ = cut(params, part + 1);
+  // Of what is left of a part.
+  __device__ __forceinline__ DecodeWork(Params const& params, int part, int head, DecodeRange const& left)
+      : params_(params), part_(part), head_(head), at_(left.begin), end_(left.end) {
     open();
   }
-  // Where a part begins.
-  static __device__ __forceinline__ DecodeCut begin(Params const& params, int part) {
-    return part < params.parts ? cut(params, part) : DecodeCut{0, 0};
+  // All of a part.
+  static __device__ __forceinline__ DecodeRange range(Params const& params, int part) {
+    if (part >= params.parts) return {};
+    DecodeRange r = part_range(params.plan, params.shape, part, params.parts);
+    if (params.batch_invariant) {
+      r.begin.unit -= r.begin.unit % params.shape.chunk_units();
+      r.end.unit -= r.end.unit % params.shape.chunk_units();
+    }
+    return r;
   }
 
   __device__ __forceinline__ bool done() const {
     return at_.query > end_.query || (at_.query == end_.query && at_.unit >= end_.unit);
   }
 
-  __device__ __forceinline__ DecodeCut at() const { return at_; }
+  __device__ __forceinline__ DecodeRange left() const { return {at_, end_}; }
 
   __device__ __forceinline__ void advance() {
     if (params_.batch_invariant && (at_.unit += params_.shape.chunk_units()) < units_) return;
@@ -110,13 +114,7 @@ class DecodeWork {
 
  private:
   __device__ __forceinline__ DecodeWork(Params const& params, int part, int head)
-      : DecodeWork(params, part, head, begin(params, part)) {}
-
-  static __device__ __forceinline__ DecodeCut cut(Params const& params, int part) {
-    DecodeCut c = cut_before(params.plan, params.shape, part, params.parts);
-    if (params.batch_invariant) c.unit -= c.unit % params.shape.chunk_units();
-    return c;
-  }
+      : DecodeWork(params, part, head, range(params, part)) {}
 
   // Reads the query's lengths. A chunk past its last one is not worked on: combine.cu knows nothing of it.
   __device__ __forceinline__ void open() {
@@ -131,7 +129,7 @@ class DecodeWork {
 
   Params const& params_;
   int const part_, head_;
-  DecodeCut at_, end_{0, 0};
+  DecodeCut at_, end_;
   int length_[2], units_;
 };
 
