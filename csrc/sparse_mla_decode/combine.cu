@@ -136,7 +136,7 @@ __device__ int find_cut_queries(CombineParams const& p, DecodeCut* cuts, int* le
   return count;
 }
 
-__global__ void __launch_bounds__(kThreads) combine_cut_queries(__grid_constant__ CombineParams const p) {
+__global__ void __launch_bounds__(kThreads, 4) combine_cut_queries(__grid_constant__ CombineParams const p) {
   launch_dependent_grids();
   extern __shared__ DecodeCut cuts[];
   int* const leads = reinterpret_cast<int*>(cuts + p.parts + 1);
@@ -151,7 +151,7 @@ __global__ void __launch_bounds__(kThreads) combine_cut_queries(__grid_constant_
   }
 }
 
-__global__ void __launch_bounds__(kThreads) combine_chunks(__grid_constant__ CombineParams const p) {
+__global__ void __launch_bounds__(kThreads, 4) combine_chunks(__grid_constant__ CombineParams const p) {
   launch_dependent_grids();
   wait_for_grid_before();
   int const step = heads_at_once(p.shape.queries, p.h_q), steps = (p.h_q + step - 1) / step;
