@@ -252,7 +252,7 @@ class Layer(Benchmark):
             calls |= _named("dense", dense_stages(lambda attend: call(attend=attend), dense))
         except RuntimeError as error:
             row["dense_error"] = str(error)
-        return row | _times(timing.in_turns(calls, seconds))
+        return row | _times(timing.in_turns(calls, seconds), {})
 
     def _decode(self, case: LayerCase, peer: Peers | None, seconds: float) -> Row:
         batch, names, row = Batch(case, self.device), FORMS["decode"], {}
@@ -267,18 +267,20 @@ class Layer(Benchmark):
             except RuntimeError as error:
                 row["peer_error"] = str(error)
         replays = {name: timing.graph([call] * GRAPH_CALLS) for name, call in calls.items()}
+        counts = {"": GRAPH_CALLS, "peer": GRAPH_CALLS}
         try:
             dense, call = batch.dense()
-            row["dense_form"], seconds_a_call = dense.choose(self._queries(batch))
+            row["dense_backend"], seconds_a_call = dense.choose(self._queries(batch))
             if case.context <= case.config.index_topk:
                 check_same(call(), want)
-            slow = seconds_a_call * 1e3 > GRAPH_MS
-            for name, stage in _named("dense", dense_stages(lambda attend: call(attend=attend), dense)).items():
-                several = [stage] * GRAPH_CALLS
-                replays[name] = partial(_all, several) if slow else timing.graph(several)
+            stages = _named("dense", dense_stages(lambda attend: call(attend=attend), dense))
+            if seconds_a_call * 1e3 <= GRAPH_MS:
+                stages = {name: timing.graph([stage] * GRAPH_CALLS) for name, stage in stages.items()}
+                counts["dense"] = GRAPH_CALLS
+            replays |= stages
         except RuntimeError as error:
             row["dense_error"] = str(error)
-        return row | _times(timing.in_turns(replays, seconds), GRAPH_CALLS)
+        return row | _times(timing.in_turns(replays, seconds), counts)
 
     @staticmethod
     def _queries(batch: Batch) -> torch.Tensor:
@@ -290,19 +292,15 @@ def _over(a: float | None, b: float | None) -> float | None:
     return a / b if a and b else None
 
 
-def _all(calls: list[timing.Call]) -> None:
-    for call in calls:
-        call()
-
-
 def _named(side: str, calls: dict[str, timing.Call]) -> dict[Any, timing.Call]:
     return {(side, part): call for part, call in calls.items()}
 
 
-def _times(times: dict[Any, timing.Timing], calls: int = 1) -> Row:
-    """Of each side: its last stage is the whole layer."""
+def _times(times: dict[Any, timing.Timing], counts: dict[str, int]) -> Row:
+    """Of each side, whose calls are so many of the layer, or one: its last stage is the whole layer."""
     row: Row = {}
     for side in dict.fromkeys(side for side, _ in times):
+        calls = counts.get(side, 1)
         stages = {part: t for (s, part), t in times.items() if s == side}
         key, whole = f"{side}_" if side else "", list(stages.values())[-1]
         row[f"{key}ms"] = whole.ms / calls

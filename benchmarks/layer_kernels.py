@@ -210,37 +210,29 @@ class DenseDecode:
 
     def __init__(self, layer: nn.SparseMLAttention, latents: Tensor):
         self.layer, self.latents = layer, latents  # [b, context, 576]
-        self.attend = self._attention(*FORMS[0])
+        self.attend = partial(self._attend, SDPBackend.MATH)
 
     def choose(self, q: Tensor) -> tuple[str, float]:
-        """Takes what is the fastest on queries [b, heads, 576] of torch's back ends and of the two ways to give them
-        to them: which, and seconds a call. RuntimeError where none takes them."""
+        """Takes the fastest of torch's back ends on queries [b, heads, 576]: which, and seconds a call. RuntimeError
+        where none takes them."""
         times = {}
-        for form in FORMS:
+        for backend in BACKENDS:
             try:
-                times[form] = _seconds(partial(self._attention(*form), q))
+                times[backend] = _seconds(partial(self._attend, backend, q))
             except RuntimeError:  # not taken, or more memory than there is
                 if q.is_cuda:
                     torch.cuda.empty_cache()
         if not times:
             raise RuntimeError("no back end of torch's attention takes the call")
         best = min(times, key=times.get)
-        self.attend = self._attention(*best)
-        return f"{best[0]}, {best[1].name.lower()}", times[best]
+        self.attend = partial(self._attend, best)
+        return best.name.lower(), times[best]
 
-    def _attention(self, heads: str, backend: SDPBackend) -> Function:
-        def attend(q: Tensor) -> Tensor:
-            k, v = self.latents[:, None], self.latents[:, None, :, : self.layer.config.kv_lora_rank]
-            as_queries = heads == "heads as queries"
-            if as_queries:  # one head of them, without a mask: each sees all keys
-                q = q[:, None]
-            else:
-                q, k, v = q[:, :, None], *(t.expand(-1, q.shape[1], -1, -1) for t in (k, v))
-            with sdpa_kernel(backend):
-                out = F.scaled_dot_product_attention(q, k, v, scale=self.layer.config.softmax_scale)
-            return out[:, 0] if as_queries else out[:, :, 0]
-
-        return attend
+    def _attend(self, backend: SDPBackend, q: Tensor) -> Tensor:
+        """A request's heads as queries of one head, without a mask: all see all keys."""
+        k, v = self.latents[:, None], self.latents[:, None, :, : self.layer.config.kv_lora_rank]
+        with sdpa_kernel(backend):
+            return F.scaled_dot_product_attention(q[:, None], k, v, scale=self.layer.config.softmax_scale)[:, 0]
 
     def __call__(self, x: Tensor, step: nn.Decode, attend: Function | None = None) -> Tensor:
         """attend: in place of the attention. Of the requests, all as long as latents."""
@@ -250,11 +242,7 @@ class DenseDecode:
         return layer.wo(torch.einsum("thc,hvc->thv", latent, layer._value_weights()).flatten(1))
 
 
-FORMS = [
-    (heads, backend)
-    for heads in ("heads as queries", "heads as heads")
-    for backend in (SDPBackend.MATH, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.CUDNN_ATTENTION)
-]
+BACKENDS = (SDPBackend.MATH, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.CUDNN_ATTENTION)
 
 
 def dense_stages(call: Callable[..., Tensor], dense: DensePrefill | DenseDecode) -> dict[str, timing.Call]:

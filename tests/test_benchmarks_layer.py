@@ -85,7 +85,7 @@ def no_peers():
 
 @pytest.fixture
 def clock(on_cpu, monkeypatch):  # noqa: F811
-    """Besides: all chunks take 7 ms."""
+    """Besides: all chunks take 7 ms, and dense attention 1 ms."""
 
     def once(calls):
         for call in calls:
@@ -93,6 +93,7 @@ def clock(on_cpu, monkeypatch):  # noqa: F811
         return 7.0
 
     monkeypatch.setattr(timing, "once", once)
+    monkeypatch.setattr(layer_kernels, "_seconds", lambda call: (call(), 1e-3)[1])
 
 
 def test_rows_have_ids_of_their_own():
@@ -165,16 +166,14 @@ def test_dense_prefill_is_sparse_prefill_of_all_keys():
     assert cosine(other[1](), got[1]) > 0.01  # of fewer keys
 
 
-@pytest.mark.parametrize("heads", ["heads as queries", "heads as heads"])
-def test_dense_decode_is_sparse_decode_of_all_keys(heads):
+def test_dense_decode_is_sparse_decode_of_all_keys():
     batch = layer.Batch(replace(DECODE, config=EVERYTHING), "cpu")
-    dense, call = batch.dense()
-    dense.attend = dense._attention(heads, layer_kernels.SDPBackend.MATH)
+    _, call = batch.dense()
     assert cosine(call(), batch.call()) < 2e-3
 
 
 def test_dense_decode_takes_the_fastest_that_takes_the_call(monkeypatch):
-    times = iter([3.0, RuntimeError("not taken"), 1.0, 2.0, 4.0, RuntimeError("out of memory")])
+    times = iter([3.0, RuntimeError("not taken"), 1.0])
 
     def seconds(call):
         t = next(times)
@@ -184,10 +183,19 @@ def test_dense_decode_takes_the_fastest_that_takes_the_call(monkeypatch):
 
     monkeypatch.setattr(layer_kernels, "_seconds", seconds)
     dense, _ = layer.Batch(DECODE, "cpu").dense()
-    assert dense.choose(torch.zeros(3, 4, 576)) == ("heads as queries, cudnn_attention", 1.0)
-    monkeypatch.setattr(layer_kernels, "FORMS", [])
+    assert dense.choose(torch.zeros(3, 4, 576)) == ("cudnn_attention", 1.0)
+    assert dense.attend.args == (layer_kernels.SDPBackend.CUDNN_ATTENTION,)
+    monkeypatch.setattr(layer_kernels, "BACKENDS", ())
     with pytest.raises(RuntimeError, match="no back end"):
         dense.choose(torch.zeros(3, 4, 576))
+
+
+@pytest.mark.parametrize("seconds, ms", [(1e-3, 0.5), (1.0, 2.0)])
+def test_what_takes_long_is_timed_without_a_graph(clock, monkeypatch, seconds, ms):
+    monkeypatch.setattr(layer_kernels, "_seconds", lambda call: seconds)
+    monkeypatch.setattr(layer_kernels, "BACKENDS", (layer_kernels.SDPBackend.MATH,))
+    row = frame._row(BENCH, DECODE, None, CEILINGS, seconds=1)
+    assert row["dense_ms"] == ms and row["ms"] == 0.5 and row["dense_backend"] == "math"
 
 
 # --- rows

@@ -75,7 +75,7 @@ def draw(result: Result, path: Path, where: str) -> None:
     _time(axes["time"], result, where)
     for name in ("picks", "weights", "error", "time"):
         axes[name].spines[["top", "right"]].set_visible(False)
-        axes[name].tick_params(labelsize=8)
+        axes[name].tick_params(which="both", labelsize=8)
     figure.suptitle(
         f"DeepSeek Sparse Attention over {len(result.text.words)} words of {result.text.source}\n"
         "(weights made by hand, not trained: the indexer scores equal wording and nearness)",
@@ -163,7 +163,7 @@ def _error(axis: Any, result: Result) -> None:
     axis.plot(*zip(*not_covered, strict=True), "s--", color=OTHER, label="weights not covered")
     last = result.agreements[-1]
     note = f"every token: {last.error:.0e}"
-    axis.annotate(note, (last.topk, last.error), (-10, 6), textcoords="offset points", ha="right", fontsize=8)
+    axis.annotate(note, (last.topk, last.error), (-48, 4), textcoords="offset points", ha="right", fontsize=8)
     axis.set_xscale("log", base=2)
     axis.set_ylim(bottom=0)
     axis.set_xticks(topk, [str(k) for k in topk])
