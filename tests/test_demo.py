@@ -81,7 +81,7 @@ def test_agreement_grows_to_exactness(result):
 def test_table(result):
     text = report.table(result)
     assert f"{TOKENS} words of Python's documentation" in text and "made by hand, not trained" in text
-    assert "[marzipan]" in text and "the answer among them" in text
+    assert "the last 48 words" in text and "[marzipan]" in text and "the answer among them" in text
     (last,) = [line.split() for line in text.splitlines() if line.split()[:1] == [str(TOKENS)]][1:]
     assert last[1:4] == ["100.0%", "8", "100.0%"]
 

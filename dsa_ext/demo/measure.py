@@ -44,6 +44,11 @@ class Result:
     def topk(self) -> int:
         return self.picks[0].shape[1]
 
+    @property
+    def last(self) -> int:
+        """Tokens at the end that picks and agreements are of."""
+        return self.picks[0].shape[0]
+
     def needle_picks(self, picks: Tensor) -> list[int]:
         """Positions of the planted sentence among the last token's picks."""
         return sorted(set(picks[-1].tolist()) & set(self.text.needle))

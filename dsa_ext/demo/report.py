@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from .measure import LAST, Result
+from .measure import Result
 
 AROUND = 10  # words shown before and after the planted sentence
 OURS, OTHER, NEEDLE = "#1f6fb4", "#b8b8b8", "#d1495b"
@@ -27,7 +27,7 @@ def table(result: Result) -> str:
         lines.append(f"  layer {number}: {len(found)} of the planted {len(text.needle)} words, {answer}")
     lines.append(f"  random weights: {result.random_needle}")
     lines += ["  layer 1, picked words in brackets:", f"    ... {_marked(result)} ...", ""]
-    lines += [f"Sparse against dense attention, layer 1, the last {LAST} words:"]
+    lines += [f"Sparse against dense attention, layer 1, the last {result.last} words:"]
     heads = ("topk", "of the text", "planted words", "weights covered", "error", "ms")
     rows = [
         (str(a.topk), f"{a.topk / total:.1%}", str(a.needle), f"{a.mass:.1%}", f"{a.error:.1e}", f"{a.ms:.1f}")
@@ -132,13 +132,15 @@ def _needle_band(axis: Any, result: Result) -> None:
 
 def _picks(axis: Any, result: Result) -> None:
     picks, total = result.picks[0], len(result.text.words)
-    rows = [total - LAST + i for i, row in enumerate(picks.tolist()) for t in row if t >= 0]
+    rows = [total - result.last + i for i, row in enumerate(picks.tolist()) for t in row if t >= 0]
     axis.scatter([t for row in picks.tolist() for t in row if t >= 0], rows, s=1.2, color=OURS, linewidths=0)
     _needle_band(axis, result)
-    axis.set(xlim=(0, total), ylim=(total, total - LAST))
+    axis.set(xlim=(0, total), ylim=(total, total - result.last))
     axis.set_xlabel("token that is picked", fontsize=9)
     axis.set_ylabel("token that picks", fontsize=9)
-    axis.set_title(f"The indexer's choice, {result.topk} of {total}: the last {LAST} words", loc="left", fontsize=10)
+    axis.set_title(
+        f"The indexer's choice, {result.topk} of {total}: the last {result.last} words", loc="left", fontsize=10
+    )
 
 
 def _weights(axis: Any, result: Result) -> None:
@@ -181,5 +183,5 @@ def _time(axis: Any, result: Result, where: str) -> None:
     axis.set_xticks(topk, [str(k) for k in topk])
     axis.set_xlabel("topk", fontsize=9)
     axis.set_ylabel("ms", fontsize=9)
-    axis.set_title(f"Time of the layer on {LAST} tokens, {where}", loc="left", fontsize=10)
+    axis.set_title(f"Time of the layer on {result.last} tokens, {where}", loc="left", fontsize=10)
     axis.legend(frameon=False, fontsize=8, loc="upper left")
