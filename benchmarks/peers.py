@@ -122,6 +122,10 @@ class SglangTopk:
         """Into out [rows, 2048], of the first lengths[row] columns."""
         self._fast_topk(logits, out, lengths, None)
 
+    def choose_slots(self, logits: Tensor, out: Tensor, lengths: Tensor, slots: Tensor, rows: Tensor) -> None:
+        """As choose, for slots [rows, columns] int32 of the columns; rows are 0, 1, 2, ..., their number."""
+        torch.ops.sgl_kernel.fast_topk_transform_fused(logits, lengths, out, slots, rows, None)
+
 
 class DeepGemm:
     """The loaded package."""

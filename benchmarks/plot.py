@@ -8,6 +8,12 @@ from pathlib import Path
 from typing import Any
 
 OURS, PEER, LINE = "#1f6fb4", "#b8b8b8", "#444444"
+PARTS = {  # of a layer: label and colour
+    "projections": ("projections, caches", "#cfd8dc"),
+    "logits": ("indexer's logits", "#f2b134"),
+    "topk": ("top-k", "#d1495b"),
+    "attention": ("attention", OURS),
+}
 Row = dict[str, Any]
 
 
@@ -24,6 +30,8 @@ def draw(result: dict[str, Any], path: Path) -> None:
         return _draw_indexer(pyplot, result, path)
     if result["benchmark"] == "step":
         return _draw_step(pyplot, result, path)
+    if result["benchmark"] == "layer":
+        return _draw_layer(pyplot, result, path)
     panel = _decode_panel if result["benchmark"] == "decode" else _prefill_panel
     rows = [row for row in result["rows"] if not row["error"]]
     heads = sorted({row["h_q"] for row in rows}, reverse=True)
@@ -167,6 +175,57 @@ def _draw_step(pyplot: Any, result: dict[str, Any], path: Path) -> None:
     axes.legend()
     figure.savefig(path, dpi=120)
     pyplot.close(figure)
+
+
+def _draw_layer(pyplot: Any, result: dict[str, Any], path: Path) -> None:
+    """A panel for each length of a prefill and for each batch of decoding, with the times by part as stacked bars: of
+    ours, with the peers' kernels, and with dense attention."""
+    rows = [row for row in result["rows"] if not row["error"]]
+    forms = {
+        "prefill": ("the last {chunk} tokens of a prompt", 1, "ms", lambda row: f"{row['context'] // 1024}K tokens"),
+        "decode": ("a token of each of b requests of {context} tokens", 1e3, "µs", lambda row: f"b {row['batch']}"),
+    }
+    figure = pyplot.figure(figsize=(13, 7), layout="constrained")
+    for part, (form, (title, factor, unit, label)) in zip(figure.subfigures(2, 1), forms.items(), strict=True):
+        some = [row for row in rows if row["form"] == form]
+        if not some:
+            continue
+        part.suptitle(f"{form}: {title.format(**some[0])}", x=0.01, ha="left", fontsize=10)
+        for i, (axis, row) in enumerate(zip(part.subplots(1, len(some), squeeze=False)[0], some, strict=True)):
+            _stacks(axis, row, factor)
+            axis.set_title(label(row), fontsize=9)
+            if i == 0:
+                axis.set_ylabel(unit)
+    shown = [pyplot.Rectangle((0, 0), 1, 1, color=color) for _, color in PARTS.values()]
+    run, place = result["run"], {"loc": "outside upper right", "ncols": len(PARTS)}
+    figure.legend(shown, [label for label, _ in PARTS.values()], **place, frameon=False, fontsize=9)
+    title = f"An attention layer of DeepSeek-V3.2, {run['gpu'] or 'CPU'}, commit {run['commit']}"
+    figure.suptitle(title, x=0.01, ha="left", fontsize=11)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=130)
+    pyplot.close(figure)
+
+
+def _stacks(axis: Any, row: Row, factor: float) -> None:
+    """Dense attention's bar is cut where it is so high that the others' parts could not be told apart."""
+    sides = {"dsa_ext": "", "peers": "peer_", "dense": "dense_"}
+    parts = {label: row.get(f"{key}parts_ms") or {} for label, key in sides.items()}
+    total = {label: sum(times.values()) * factor for label, times in parts.items()}
+    top = 1.1 * min(max(total.values()), 2.5 * max(total["dsa_ext"], total["peers"]))
+    for x, times in enumerate(parts.values()):
+        bottom = 0.0
+        for name, ms in times.items():
+            axis.bar(x, ms * factor, 0.75, bottom, color=PARTS[name][1])
+            bottom += ms * factor
+        text = f"{bottom:.{0 if bottom >= 100 else 1}f}" if times else "–"
+        if bottom > top:
+            axis.annotate(f"{text} → ", (x, top), ha="center", va="top", fontsize=8, rotation=90, color="white")
+        else:
+            axis.annotate(text, (x, bottom), ha="center", va="bottom", fontsize=8)
+    axis.set_xticks(range(len(sides)), list(sides), fontsize=8, rotation=30)
+    axis.set(xlim=(-0.6, len(sides) - 0.4), ylim=(0, top))
+    axis.tick_params(axis="y", labelsize=8)
+    axis.spines[["top", "right"]].set_visible(False)
 
 
 if __name__ == "__main__":

@@ -108,6 +108,50 @@ def step_table(result: dict[str, Any] | None, current: dict[str, str]) -> str:
     return "\n".join([STEP_HEADING, *_stale_mark(result, current), *lines, "", _caption(result, matmul=None)])
 
 
+def layer_table(result: dict[str, Any] | None, current: dict[str, str]) -> str:
+    """Markdown, with its heading; empty without a result. A line for each length of a prefill, and for each batch."""
+    if not _measured(result, "sparse_mla_fwd"):
+        return ""
+
+    def by_part(row: Row, factor: float, digits: int) -> str:
+        return " / ".join(f"{ms * factor:.{digits}f}" for ms in row["parts_ms"].values())
+
+    def ratio(name: str) -> Text:
+        return lambda row: row[name] and f"{row[name]:.2f}"
+
+    prefill: dict[str, Text] = {
+        "ms, last chunk": lambda row: f"{row['ms']:.2f}",
+        "by part": lambda row: by_part(row, 1, 2),
+        "× peers": ratio("ratio"),
+        "× dense": ratio("dense_ratio"),
+        "ms, all chunks": lambda row: f"{row['total_ms']:.1f}",
+        "× peers, all": ratio("total_peer_ratio"),
+        "× dense, all": ratio("total_dense_ratio"),
+    }
+    decode: dict[str, Text] = {
+        "µs": lambda row: f"{row['ms'] * 1e3:.0f}",
+        "by part": lambda row: by_part(row, 1e3, 0),
+        "× peers": ratio("ratio"),
+        "× dense": ratio("dense_ratio"),
+    }
+    prompts, batches = ([row for row in result["rows"] if row["form"] == form] for form in ("prefill", "decode"))
+    prompts = [row | {"tokens": _kilo(row["context"])} for row in prompts]
+    parts = [LAYER_HEADING, *_stale_mark(result, current), *_lines(prompts, ("tokens",), None, prefill), ""]
+    parts += [*_lines(batches, ("batch",), None, decode), ""]
+    if batches and prompts:
+        parts += [LAYER_NOTE.format(chunk=prompts[0]["chunk"], context=_kilo(batches[0]["context"]))]
+    return "\n".join([*parts, _caption(result, matmul=None)])
+
+
+LAYER_HEADING = (
+    "An attention layer of DeepSeek-V3.2, `dsa_ext.nn.SparseMLAttention`, whole\n"
+    "([plot](benchmarks/results/layer.png)): prefill, then decoding:\n"
+)
+LAYER_NOTE = (
+    "Prefill in chunks of {chunk} tokens; decoding with {context} tokens a request. Parts: projections and caches /\n"
+    "the indexer's logits / top-k / attention. Peers: their kernels in our layer. Dense: torch's attention over all\n"
+    "keys.\n"
+)
 STEP_HEADING = "A decode step's `paged_indexer_topk` and `sparse_mla_decode` together, topk 2048:\n"
 INDEXER_HEADING = (
     "The indexer's logits, `indexer_logits` on a chunk of a prompt and `paged_indexer_logits` in decoding\n"
@@ -119,6 +163,7 @@ PEER_NOTES = {
     "FlashMLA": "it takes multiples of 64 heads, so at h_q 16 it gets q padded beforehand",
     "DeepGEMM": "without the kernel that writes −inf outside of the ranges, which ours writes",
     "DeepGEMM, SGLang, FlashMLA": "one after the other; the positions of the second are taken for slots",
+    "DeepGEMM, SGLang, FlashMLA in our layer": "all but their kernels is ours",
     "SGLang": "its fast_topk takes float32 and k 2048 only, and its order is arbitrary",
 }
 TABLES = {
@@ -127,6 +172,7 @@ TABLES = {
     "indexer": indexer_table,
     "topk": topk_table,
     "step": step_table,
+    "layer": layer_table,
 }
 
 

@@ -122,6 +122,17 @@ def graph(calls: list[Call]) -> Call:
     return replay
 
 
+def once(calls: list[Call]) -> float:
+    """Milliseconds of all the calls, one after the other, each once: for what takes long enough for that."""
+    first, last = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    first.record()
+    for call in calls:
+        call()
+    last.record()
+    torch.cuda.synchronize()
+    return first.elapsed_time(last)
+
+
 def on_cpu(call: Call, rounds: int = 3) -> Timing:
     call()
     values = []

@@ -55,6 +55,35 @@ def test_mqa_logits(case, clean_logits, device):
         assert torch.equal(again.nan_to_num(), got.to(dtype).nan_to_num())
 
 
+@pytest.mark.parametrize("columns", [1, 70, 300, 400])
+@pytest.mark.parametrize("ranges", ["random", "rows", "none"])
+def test_compressed(ranges, columns, device, monkeypatch):
+    """Rows that begin with their first key, cut off, or with -inf behind."""
+    monkeypatch.setattr(deep_gemm, "WORKSPACE_LIMIT", 2 * 4 * 300)  # two rows at a time
+    x = make_inputs(RaggedCase(ranges=ranges, heads=8, poison=ranges == "rows"))
+    wants = [torch.full((5, columns), fill, dtype=torch.float64) for fill in (-torch.inf, 0)]
+    for want, whole in zip(wants, expected(x), strict=True):
+        for i in range(5):
+            start, end = max(int(x.k_start[i]), 0), min(int(x.k_end[i]), 300)
+            seen = whole[i, start : max(start, end)][:columns]
+            want[i, : len(seen)] = seen
+    x = x.on(device)
+    arguments = ((x.k, x.k_scale), x.weights, x.k_start, x.k_end, False, columns)
+    got = deep_gemm.fp8_mqa_logits(x.q, *arguments)
+    assert got.dtype == F32 and got.shape == (5, columns)
+    verify(got.cpu(), *wants)
+    for dtype in (F32, BF16):
+        again = deep_gemm.fp8_fp4_mqa_logits((x.q, None), *arguments, dtype)
+        assert again.dtype == dtype
+        verify(again.cpu(), *wants)
+
+
+def test_compressed_without_keys(device):
+    x = make_inputs(RaggedCase(heads=8)).on(device)
+    kv = (x.k[:0], x.k_scale[:0])
+    assert (deep_gemm.fp8_mqa_logits(x.q, kv, x.weights, x.k_start, x.k_end, max_seqlen_k=3) == -torch.inf).all()
+
+
 # --- paged
 
 
@@ -126,7 +155,6 @@ def call(name, **changes):
 BYTES = torch.zeros(5, 64, 64, dtype=torch.int8)
 SCALES = torch.zeros(5, 64, dtype=I32)
 NOT_HERE = [
-    ("fp8_mqa_logits", {"max_seqlen_k": 64}, "max_seqlen_k is 64, expected 0"),
     ("fp8_mqa_logits", {"q": BYTES}, "q is int8, expected float8_e4m3fn: FP4 is not here"),
     ("fp8_mqa_logits", {"kv": (BYTES[0], SCALES[0])}, "kv[0] is int8, expected float8_e4m3fn"),
     ("fp8_fp4_mqa_logits", {"q": (BYTES, SCALES)}, "q[1] is not None, expected None: FP4"),
@@ -136,6 +164,8 @@ NOT_HERE = [
     ("fp8_fp4_paged_mqa_logits", {"q": (BYTES[None], SCALES[None])}, "q[1] is not None, expected None: FP4"),
 ]
 WRONG = [
+    ("fp8_mqa_logits", {"max_seqlen_k": -1}, ValueError, "max_seqlen_k is -1, expected 0 <= max_seqlen_k"),
+    ("fp8_mqa_logits", {"max_seqlen_k": 1.0}, TypeError, "max_seqlen_k is"),
     ("fp8_mqa_logits", {"kv": BYTES}, TypeError, "kv is of type Tensor, expected the tuple (keys, scales)"),
     ("fp8_mqa_logits", {"kv": (BYTES,)}, ValueError, "kv has 1 elements, expected the tuple (keys, scales)"),
     ("fp8_fp4_mqa_logits", {"q": BYTES}, TypeError, "q is of type Tensor, expected the tuple (q, None)"),
@@ -185,6 +215,8 @@ def test_metadata_refused(changes, error, message):
 def test_other_errors_are_those_of_the_function_below():
     with pytest.raises(TypeError, match="^indexer_logits: k_start is int64, expected int32"):
         call("fp8_mqa_logits", cu_seq_len_k_start=torch.zeros(5, dtype=torch.int64))
+    with pytest.raises(TypeError, match="^indexer_logits: k_start is int64, expected int32"):
+        call("fp8_mqa_logits", cu_seq_len_k_start=torch.zeros(5, dtype=torch.int64), max_seqlen_k=3)
     for dtype in (F32, BF16):
         for columns in (-1, True, 3.0):
             with pytest.raises((TypeError, ValueError), match="^paged_indexer_logits: max_context_len is"):

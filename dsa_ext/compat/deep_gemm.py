@@ -7,12 +7,15 @@ Operands are FP8; FP4 is not here. Columns that a query does not see are always 
 are contiguous: their rows are not padded. Any next_n, and also 8 or 16 heads, are taken.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
 import dsa_ext
 
-from .. import _checks
+from .. import _checks, _checks_logits
+from .._checks_indexer import WORKSPACE_LIMIT
 
 __all__ = [
     "fp8_fp4_mqa_logits",
@@ -45,11 +48,13 @@ def fp8_mqa_logits(
     """`dsa_ext.indexer_logits` of q [s_q, h, d] and kv, the keys [s_k, d] and their scales [s_k].
 
     Returns:
-        [s_q, s_k] float32, -inf outside of a query's range, also where clean_logits is False.
+        [s_q, s_k] float32, -inf outside of a query's range, also where clean_logits is False. With max_seqlen_k > 0
+        compressed, [s_q, max_seqlen_k]: column j of query s is key max(cu_seq_len_k_start[s], 0) + j. Ranges that are
+        longer are cut off. The whole rows are computed, then, some at a time.
 
     Raises:
-        NotImplementedError: max_seqlen_k is not 0, or q or the keys are FP4.
-        TypeError, ValueError: kv is no pair.
+        NotImplementedError: q or the keys are FP4.
+        TypeError, ValueError: kv is no pair, or max_seqlen_k no int >= 0.
         Others as indexer_logits, in its words.
     """
     arguments = (weights, cu_seq_len_k_start, cu_seq_len_k_end, max_seqlen_k, torch.float32)
@@ -161,14 +166,42 @@ def _mqa_logits(
     dtype: torch.dtype,
 ) -> Tensor:
     k, k_scale = _pair(op, "kv", kv, "(keys, scales)")
-    if max_seqlen_k != 0:
-        raise NotImplementedError(
-            f"{op}: max_seqlen_k is {max_seqlen_k}, expected 0: rows that begin with their first key are not here"
-        )
+    _checks.check_int(op, "max_seqlen_k", max_seqlen_k)
+    if max_seqlen_k < 0:
+        raise ValueError(f"{op}: max_seqlen_k is {max_seqlen_k}, expected 0 <= max_seqlen_k")
     _check_not_fp4(op, "q", q)
     _check_not_fp4(op, "kv[0]", k)
     _check_logits_dtype(op, dtype)
-    return dsa_ext.indexer_logits(q, k, k_scale, weights, k_start, k_end, out_dtype=dtype)
+    if max_seqlen_k == 0:
+        return dsa_ext.indexer_logits(q, k, k_scale, weights, k_start, k_end, out_dtype=dtype)
+    inputs = (q, k, k_scale, weights, k_start, k_end)
+    _checks_logits.check_indexer_logits("indexer_logits", *inputs, dtype, plain=False)
+    return _compressed(*inputs, max_seqlen_k, dtype)
+
+
+def _compressed(
+    q: Tensor,
+    k: Tensor,
+    k_scale: Tensor,
+    weights: Tensor,
+    k_start: Tensor,
+    k_end: Tensor,
+    columns: int,
+    dtype: torch.dtype,
+) -> Tensor:
+    """[s_q, columns], of rows that begin with their first key, by way of as many whole rows at a time as fit into the
+    memory that indexer_topk takes for its logits."""
+    s_q, s_k = q.shape[0], k.shape[0]
+    out = torch.full((s_q, columns), -math.inf, dtype=dtype, device=q.device)
+    if s_k == 0:
+        return out
+    rows = max(1, WORKSPACE_LIMIT // (s_k * dtype.itemsize))
+    for begin in range(0, s_q, rows):
+        some = slice(begin, begin + rows)
+        logits = dsa_ext.indexer_logits(q[some], k, k_scale, weights[some], k_start[some], k_end[some], out_dtype=dtype)
+        keys = k_start[some, None].clamp(0, s_k).long() + torch.arange(columns, device=q.device)
+        out[some] = logits.gather(1, keys.clamp(max=s_k - 1)).masked_fill(keys >= s_k, -math.inf)
+    return out
 
 
 def _paged_mqa_logits(
