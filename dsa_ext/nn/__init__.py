@@ -20,7 +20,7 @@ from .config import DSAConfig, RopeConfig
 from .indexer import LightningIndexer
 from .linear import Linear, RMSNorm
 from .rope import Rope, rotate
-from .step import Decode, Prefill
+from .step import Decode, Prefill, PrefillBatch
 
 __all__ = [
     "DSAConfig",
@@ -29,6 +29,7 @@ __all__ = [
     "LightningIndexer",
     "Linear",
     "Prefill",
+    "PrefillBatch",
     "RMSNorm",
     "Rope",
     "RopeConfig",
