@@ -169,7 +169,6 @@ def test_generate_from_a_padded_batch(model):
     [
         pytest.param({"num_beams": 3, "num_return_sequences": 2}, id="beams"),
         pytest.param({"prompt_lookup_num_tokens": 4}, id="candidates"),
-        pytest.param({"use_cache": False}, id="without a cache"),
     ],
 )
 @of_glm

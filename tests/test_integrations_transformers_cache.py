@@ -32,18 +32,18 @@ model, models = hf_cases.model, hf_cases.models
 # --- the cache
 
 
-@pytest.mark.parametrize("fp8", [False, True])
+@pytest.mark.parametrize("fp8_indexer, fp8_cache", [(False, False), (True, False), (False, True)])
 @of_glm
-def test_the_cache_holds_latents(model, fp8, monkeypatch):
+def test_the_cache_holds_latents(model, fp8_indexer, fp8_cache, monkeypatch):
     """And no mask of [tokens, tokens] is made."""
     batch = prompts([130, 130])
     for module in ("deepseek_v32.modeling_deepseek_v32", "glm_moe_dsa.modeling_glm_moe_dsa"):
         monkeypatch.delattr(f"transformers.models.{module}.create_causal_mask")
-    enable(model, fp8_indexer=fp8, fp8_cache=fp8)
+    enable(model, fp8_indexer=fp8_indexer, fp8_cache=fp8_cache)
     cache = cache_of(model(**batch))
     latents = cache.layers[0].latents
     pages = 2 * (3 + 1)  # each sequence's 130 tokens, and room to grow
-    of_keys, of_indexer = (656, 132) if fp8 else (576 * 4, 128 * 4)
+    of_keys, of_indexer = 656 if fp8_cache else 576 * 4, 132 if fp8_indexer else 128 * 4
     for layer, kind in zip(latents.layers, model.config.indexer_types, strict=True):
         assert layer.kv.nbytes == pages * 64 * of_keys
         assert (layer.index is None) == (kind == "shared")
@@ -67,11 +67,12 @@ def test_operations_on_the_cache(model):
     got = model(ids[:, 85:], attention_mask=mask, **{CACHE: cache}).logits
     want = model(ids, attention_mask=mask, use_cache=False).logits[:, 85:]
     assert error(got, want) < TOLERANCE
-    cache.crop(-90)  # nothing is left: another batch may begin
+    cache.crop(-90)  # nothing is left: a batch of another size may begin
     assert cache.get_seq_length() == 0
-    first = model(ids[:1], **{CACHE: cache}).logits
+    ids = ids[[0, 1, 2, 0]]
+    first = model(ids, **{CACHE: cache}).logits
     cache.reset()
-    assert torch.equal(model(ids[:1], **{CACHE: cache}).logits, first) and cache.get_seq_length() == 90
+    assert torch.equal(model(ids, **{CACHE: cache}).logits, first) and cache.get_seq_length() == 90
 
 
 @of_v32
@@ -144,7 +145,7 @@ def test_a_forward_of_the_models_own_comes_back(model):
     model.model.forward, layer.forward = inner, outer
     try:
         enable(model, fp8_indexer=False)
-        model.model(input_ids=ids, use_cache=False)
+        model.model(ids, use_cache=False)
         assert calls == ["model"]
         ours, layer.forward = layer.forward, outer
         with pytest.raises(RuntimeError, match="the forward of a DeepseekV32Attention was replaced after enable"):

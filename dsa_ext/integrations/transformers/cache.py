@@ -182,5 +182,4 @@ def latents_of(cache: Cache, settings: Settings) -> Latents:
         )
     latents = Latents(settings, kept=True)
     cache.layers = [LatentLayer(latents, index) for index in range(len(settings.indexers))]
-    cache.layer_class_to_replicate = None
     return latents

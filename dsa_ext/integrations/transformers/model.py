@@ -103,7 +103,8 @@ class Enabled:
         self.settings = Settings(config, tuple(a.indexer is not None for a in attentions), fp8_indexer, fp8_cache)
         self.rope = nn.Rope(config.rope)
         self.original = base.forward
-        self.signature = inspect.signature(self.original)
+        # The class's: what others have put in front may take just any arguments.
+        self.signature = inspect.signature(type(base).forward.__get__(base))
         self.cache_name = "cache" if "cache" in self.signature.parameters else "past_key_values"
         self.replaced: list[tuple[torch.nn.Module, Any, Any]] = []  # module, our forward, the one it had of its own
         gives_indices = isinstance(base, GlmMoeDsaModel)
