@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 
+import dsa_ext
 from dsa_ext import nn as dsa
 
 transformers = pytest.importorskip("transformers", minversion="5.17", reason="needs transformers >= 5.17")
@@ -48,7 +49,7 @@ def test_logits_of_a_padded_batch(model, side, use_cache):
 
 
 @each_model
-def test_prompt_in_chunks_then_single_tokens(model):
+def test_prompt_in_chunks_then_single_tokens(model, monkeypatch):
     """The caches hold what a whole forward computes anew; padding lies before and between."""
 
     def draw():
@@ -59,6 +60,13 @@ def test_prompt_in_chunks_then_single_tokens(model):
     batch, want = clear(draw, logits_of(model))
     ids, mask = batch.values()
     enable(model, fp8_indexer=False)
+    decoded, decode = [], dsa_ext.sparse_mla_decode
+
+    def spy(q, *args, **options):
+        decoded.append(q.shape[1])
+        return decode(q, *args, **options)
+
+    monkeypatch.setattr(dsa_ext, "sparse_mla_decode", spy)
     cache, got, start = transformers.DynamicCache(config=model.config), [], 0
     for count in [30, 15, 12, 4, 1, 1, 4, 3]:  # more and less than what is decoded at once
         end = start + count
@@ -68,6 +76,7 @@ def test_prompt_in_chunks_then_single_tokens(model):
         assert cache.get_seq_length() == end
         start = end
     assert error(torch.cat(got, 1), want, mask) < TOLERANCE
+    assert decoded[:: len(model.model.layers)] == [4, 1, 1, 4, 3]
 
 
 @each_model
