@@ -32,6 +32,8 @@ def draw(result: dict[str, Any], path: Path) -> None:
         return _draw_step(pyplot, result, path)
     if result["benchmark"] == "layer":
         return _draw_layer(pyplot, result, path)
+    if result["benchmark"] == "hf":
+        return _draw_hf(pyplot, result, path)
     panel = _decode_panel if result["benchmark"] == "decode" else _prefill_panel
     rows = [row for row in result["rows"] if not row["error"]]
     heads = sorted({row["h_q"] for row in rows}, reverse=True)
@@ -201,6 +203,27 @@ def _draw_layer(pyplot: Any, result: dict[str, Any], path: Path) -> None:
     figure.legend(shown, [label for label, _ in PARTS.values()], **place, frameon=False, fontsize=9)
     title = f"An attention layer of DeepSeek-V3.2, {run['gpu'] or 'CPU'}, commit {run['commit']}"
     figure.suptitle(title, x=0.01, ha="left", fontsize=11)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=130)
+    pyplot.close(figure)
+
+
+def _draw_hf(pyplot: Any, result: dict[str, Any], path: Path) -> None:
+    """A row of panels for each model: time a token, time of the prompt, memory beyond the weights."""
+    panels = [("ms", 1.0, "ms a token"), ("prefill_ms", 1e-3, "s for the prompt"), ("peak_bytes", 2.0**-30, "peak GiB")]
+    rows = [row for row in result["rows"] if not row["error"]]
+    kinds = list(dict.fromkeys(row["kind"] for row in rows))
+    figure, axes = pyplot.subplots(len(kinds), 3, figsize=(11, 2.9 * len(kinds)), squeeze=False, layout="constrained")
+    for line, kind in zip(axes, kinds, strict=True):
+        for axis, (key, factor, label) in zip(line, panels, strict=True):
+            for way, color in (("ours", OURS), ("sdpa", PEER), ("eager", LINE)):
+                timed = [row for row in rows if row["kind"] == kind and way in row]
+                values = [row[way][key] * factor for row in timed]
+                axis.plot([row["context"] for row in timed], values, marker="o", color=color, label=way)
+            axis.set(xscale="log", yscale="log", xlabel=f"{kind}: tokens", ylabel=label)
+    axes[0, 0].legend(frameon=False, fontsize=8)
+    run = result["run"]
+    figure.suptitle(f"transformers, {rows[0]['layers']} layers, {run['gpu'] or 'CPU'}, commit {run['commit']}")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130)
     pyplot.close(figure)

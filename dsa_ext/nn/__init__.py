@@ -8,6 +8,7 @@ GPU through the kernels.
 
     step = nn.Prefill(block_table[0], start=0, length=4096, page_size=64, rope=rope)  # shared by all layers
     out, indices = layer(x, step, cache)                                            # x [4096, dim]
+    step = nn.PrefillBatch(block_table, starts=[0, 64], lengths=[100, 7], page_size=64, rope=rope)  # several requests
     step = nn.Decode(block_table, context_lens, next_n=1, max_context_len=65536, page_size=64, rope=rope)
     out, indices = layer(x, step, cache)                                            # x [b, dim]
 
@@ -20,7 +21,7 @@ from .config import DSAConfig, RopeConfig
 from .indexer import LightningIndexer
 from .linear import Linear, RMSNorm
 from .rope import Rope, rotate
-from .step import Decode, Prefill
+from .step import Decode, Prefill, PrefillBatch
 
 __all__ = [
     "DSAConfig",
@@ -29,6 +30,7 @@ __all__ = [
     "LightningIndexer",
     "Linear",
     "Prefill",
+    "PrefillBatch",
     "RMSNorm",
     "Rope",
     "RopeConfig",

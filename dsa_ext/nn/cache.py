@@ -37,7 +37,7 @@ class LayerCache:
         device: torch.device | str | None = None,
     ) -> "LayerCache":
         """Caches of pages * page_size tokens, of zeros. The dtypes: uint8 for FP8, or a float dtype, the layer's, for
-        keys that are kept as they are (kernels take an indexer's in FP8 only)."""
+        keys that are kept as they are (an indexer's then go through plain torch: kernels take FP8 only)."""
         quantised = torch.uint8
 
         def cache(dtype: torch.dtype, fp8: int, plain: int) -> Tensor:

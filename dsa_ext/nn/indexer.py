@@ -65,9 +65,12 @@ class LightningIndexer(nn.Module):
     def _of_chunk(self, q: Tensor, weights: Tensor, step: Prefill, cache: LayerCache) -> Tensor:
         if cache.index.dtype == torch.uint8:
             k, k_scale = cache.index_codes(step.context_slots)
-        else:
-            k, k_scale = cache.index_keys(step.context_slots), None
-        return dsa_ext.indexer_topk(q, k, k_scale, weights, step.k_start, step.k_end, self.config.index_topk)
+            return dsa_ext.indexer_topk(q, k, k_scale, weights, step.k_start, step.k_end, self.config.index_topk)
+        return self._plain(q, cache.index_keys(step.context_slots), weights, step.k_start, step.k_end)
+
+    def _plain(self, q: Tensor, k: Tensor, weights: Tensor, k_start: Tensor, k_end: Tensor) -> Tensor:
+        """On keys as they are, which no kernel takes: in plain torch, on a GPU, too."""
+        return dsa_ext.reference.indexer_topk(q, k, None, weights, k_start, k_end, self.config.index_topk)
 
     def _of_batch(self, q: Tensor, weights: Tensor, step: Decode, cache: LayerCache) -> Tensor:
         q, weights = (t.unflatten(0, (step.batch, step.next_n)) for t in (q, weights))
@@ -83,6 +86,5 @@ class LightningIndexer(nn.Module):
         self, q: Tensor, weights: Tensor, slots: Tensor, k_start: Tensor, k_end: Tensor, cache: LayerCache
     ) -> Tensor:
         """int32 [next_n, topk] slots, for keys that are kept as they are."""
-        topk = self.config.index_topk
-        positions = dsa_ext.indexer_topk(q, cache.index_keys(slots), None, weights, k_start, k_end, topk)
+        positions = self._plain(q, cache.index_keys(slots), weights, k_start, k_end)
         return torch.where(positions < 0, -1, slots[positions.clamp(min=0)]).int()

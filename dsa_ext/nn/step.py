@@ -1,5 +1,6 @@
 """What all layers share of one step: which tokens are computed, where their keys go, and what they may look at."""
 
+from collections.abc import Sequence
 from functools import cached_property
 
 import torch
@@ -44,6 +45,62 @@ class Prefill:
         self.k_start = torch.zeros_like(self.k_end)
 
 
+class PrefillBatch(Prefill):
+    """A Prefill of several requests: the tokens of the first, then those of the second, and so on.
+
+    Indices are rows of the requests' contexts, one behind the other.
+
+    Args:
+        block_table: int32 [b, pages].
+        starts, lengths: ints of each request; the lengths may be 0.
+        page_size, rope: as for Prefill.
+        positions: integers [sum of lengths], what RoPE takes for the tokens' positions; by default those in the caches.
+    """
+
+    def __init__(
+        self,
+        block_table: Tensor,
+        *,
+        starts: Sequence[int],
+        lengths: Sequence[int],
+        page_size: int,
+        rope: Rope,
+        positions: Tensor | None = None,
+    ):
+        if len(starts) != len(lengths) or min(starts, default=0) < 0 or min(lengths, default=0) < 0:
+            raise ValueError(
+                f"PrefillBatch: starts is {list(starts)} and lengths {list(lengths)}, expected as many of either, all "
+                f">= 0"
+            )
+        ends = [start + length for start, length in zip(starts, lengths, strict=True)]
+        room = block_table.shape[-1] * page_size
+        if block_table.dim() != 2 or block_table.shape[0] != len(ends) or room < max(ends, default=0):
+            raise ValueError(
+                f"PrefillBatch: block_table has shape {tuple(block_table.shape)}, expected (b, pages) with b = "
+                f"{len(ends)} and room for {max(ends, default=0)} tokens, {page_size} a page"
+            )
+        device = block_table.device
+
+        def spread(counts: Sequence[int], first: Sequence[int]) -> tuple[Tensor, Tensor]:
+            """(request, position) of counts[i] tokens of each request i, from first[i] on; without a sync."""
+            total = torch.tensor(counts, dtype=torch.int64, device=device)
+            request = torch.arange(len(counts), device=device)
+            request = torch.repeat_interleave(request, total, output_size=sum(counts))
+            back = torch.tensor(first, dtype=torch.int64, device=device) - (total.cumsum(0) - total)
+            return request, torch.arange(sum(counts), device=device) + back[request]
+
+        request, position = spread(ends, [0] * len(ends))
+        self.tokens = sum(lengths)
+        self.page_size = page_size
+        self.context_slots = _slots(block_table[request, position // page_size], position, page_size)
+        request, position = spread(lengths, starts)
+        before = [sum(ends[:i]) for i in range(len(ends))]
+        first_row = torch.tensor(before, dtype=torch.int64, device=device)[request]
+        self.slots = self.context_slots[first_row + position]
+        self.cos, self.sin = rope(position if positions is None else positions)
+        self.k_start, self.k_end = first_row.int(), (first_row + position + 1).int()
+
+
 class Decode:
     """The last next_n tokens of each of b requests, whose tokens before are in the caches. Everything is computed on
     the device, so that a CUDA graph can be replayed with other lengths and pages.
@@ -55,6 +112,7 @@ class Decode:
         next_n: new tokens of a request.
         max_context_len: no context_lens exceeds it; the indexer's logits have so many columns.
         page_size, rope: as for Prefill.
+        positions: integers [b * next_n], what RoPE takes for the tokens' positions; by default those in the caches.
     """
 
     def __init__(
@@ -66,6 +124,7 @@ class Decode:
         max_context_len: int,
         page_size: int,
         rope: Rope,
+        positions: Tensor | None = None,
     ):
         if block_table.dim() != 2 or block_table.shape[1] * page_size < max_context_len:
             raise ValueError(
@@ -79,14 +138,14 @@ class Decode:
             )
         back = torch.arange(1 - next_n, 1, device=block_table.device)
         lengths = context_lens[:, None] + back  # [b, next_n], of what each token sees
-        positions = (lengths - 1).clamp(min=0)
-        pages = block_table.gather(1, positions // page_size)
+        places = (lengths - 1).clamp(min=0)
+        pages = block_table.gather(1, places // page_size)
         self.batch, self.next_n, self.tokens = block_table.shape[0], next_n, block_table.shape[0] * next_n
         self.page_size, self.max_context_len = page_size, max_context_len
         self.block_table, self.context_lens = block_table, context_lens
-        self.slots = torch.where(lengths > 0, _slots(pages, positions, page_size), -1).flatten().int()
+        self.slots = torch.where(lengths > 0, _slots(pages, places, page_size), -1).flatten().int()
         self.lengths = lengths.clamp(min=0).int()
-        self.cos, self.sin = rope(positions.flatten())
+        self.cos, self.sin = rope(places.flatten() if positions is None else positions)
         self._plans: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
 
     @cached_property
