@@ -1,11 +1,15 @@
 """The sizes of a DSA attention layer."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from typing import Any
 
 # What the kernels and the formats of the caches are made for.
 _FIXED = {"kv_lora_rank": 512, "qk_rope_head_dim": 64, "index_head_dim": 128}
 INDEX_ROPE_FORMS = ("half", "interleaved")
+# Hugging Face's models that this package has the attention of, and the form of their indexer's RoPE.
+HUGGING_FACE_MODELS = {"deepseek_v32": "half", "glm_moe_dsa": "interleaved"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +44,47 @@ class RopeConfig:
     def table_factor(self) -> float:
         """What cos and sin are multiplied by."""
         return self.attention_factor(self.mscale) / self.attention_factor(self.mscale_all_dim)
+
+    @classmethod
+    def from_hugging_face(cls, config: Mapping[str, Any] | Any) -> "RopeConfig":
+        """As DSAConfig.from_hugging_face, for the entries rope_parameters (or rope_scaling, of older files), rope_theta
+        and max_position_embeddings."""
+        config = _as_dict(config)
+        rope = {**(config.get("rope_scaling") or {}), **(config.get("rope_parameters") or {})}
+        kind = rope.get("rope_type") or rope.get("type") or "default"
+        theta = float(rope.get("rope_theta") or config.get("rope_theta") or 10000.0)
+        unsupported = {
+            "rope_type": (kind, ("default", "yarn")),
+            "partial_rotary_factor": (rope.get("partial_rotary_factor") or 1.0, (1.0,)),
+            "truncate": (rope.get("truncate", True), (True,)),
+            "attention_factor": (rope.get("attention_factor"), (None,)),
+        }
+        for name, (value, supported) in unsupported.items():
+            if value not in supported:
+                raise ValueError(
+                    f"RopeConfig: rope_parameters has {name} {value!r}, expected {' or '.join(map(repr, supported))}"
+                )
+        if kind == "default":
+            return cls(theta=theta)
+        longest = config.get("max_position_embeddings")
+        original = rope.get("original_max_position_embeddings") or longest
+        factor = rope.get("factor") or (longest / original if longest else None)
+        if not original or not factor:
+            missing = "factor" if original else "original_max_position_embeddings"
+            raise ValueError(f"RopeConfig: rope_parameters has no {missing}, which YaRN needs")
+        all_dim = rope.get("mscale_all_dim") or 0.0
+        # Without mscale or mscale_all_dim, cos and sin get YaRN's whole factor, whatever of it the softmax has, too.
+        if all_dim and not rope.get("mscale"):
+            raise ValueError(f"RopeConfig: rope_parameters has mscale_all_dim {all_dim}, expected mscale with it")
+        return cls(
+            theta=theta,
+            factor=float(factor),
+            original_context=int(original),
+            beta_fast=float(rope.get("beta_fast") or 32.0),
+            beta_slow=float(rope.get("beta_slow") or 1.0),
+            mscale=float(rope["mscale"]) if all_dim else 1.0,
+            mscale_all_dim=float(all_dim),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +129,30 @@ class DSAConfig:
         return scale * self.rope.attention_factor(self.rope.mscale_all_dim) ** 2
 
     @classmethod
+    def from_hugging_face(cls, config: Mapping[str, Any] | Any) -> "DSAConfig":
+        """From Hugging Face's configuration of a model: the contents of its config.json, or the object that
+        transformers makes of it (anything with `to_dict`).
+
+        Raises:
+            ValueError: for another model than deepseek_v32 and glm_moe_dsa, an entry that is missing, sizes that the
+                kernels do not take, or a RoPE other than the plain one and YaRN's.
+        """
+        config = _as_dict(config)
+        model = config.get("model_type")
+        if model not in HUGGING_FACE_MODELS:
+            expected = " or ".join(map(repr, HUGGING_FACE_MODELS))
+            raise ValueError(f"DSAConfig: model_type is {model!r}, expected {expected}")
+        names = {f.name: f.name for f in fields(cls) if f.name not in ("index_rope", "rope")}
+        names |= {"dim": "hidden_size", "n_heads": "num_attention_heads"}
+        missing = [theirs for theirs in names.values() if config.get(theirs) is None]
+        if missing:
+            raise ValueError(f"DSAConfig: the configuration has no {', '.join(missing)}")
+        if config.get("attention_bias"):
+            raise ValueError("DSAConfig: attention_bias is True, expected False: the projections have no bias")
+        sizes = {ours: config[theirs] for ours, theirs in names.items()}
+        return cls(**sizes, index_rope=HUGGING_FACE_MODELS[model], rope=RopeConfig.from_hugging_face(config))
+
+    @classmethod
     def deepseek_v32(cls) -> "DSAConfig":
         return cls(
             dim=7168,
@@ -111,3 +180,7 @@ class DSAConfig:
             rms_norm_eps=1e-5,
             rope=RopeConfig(theta=1e6),
         )
+
+
+def _as_dict(config: Mapping[str, Any] | Any) -> Mapping[str, Any]:
+    return config if isinstance(config, Mapping) else config.to_dict()
