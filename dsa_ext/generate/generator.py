@@ -61,7 +61,7 @@ class Generator:
         Raises:
             ValueError: a prompt is empty, has a token outside the vocabulary, or is longer than the cache allows.
         """
-        self._check(prompts, max_new_tokens, temperature)
+        self.check(prompts, max_new_tokens, temperature)
         randomness = torch.Generator(self.device).manual_seed(seed)
         answers: list[list[int]] = [[] for _ in prompts]
         if not prompts or max_new_tokens == 0:
@@ -110,7 +110,8 @@ class Generator:
         )
         return self.decoder.logits(self.decoder(torch.tensor(tokens, device=self.device), step, caches))
 
-    def _check(self, prompts: Sequence[Sequence[int]], max_new_tokens: int, temperature: float) -> None:
+    def check(self, prompts: Sequence[Sequence[int]], max_new_tokens: int, temperature: float) -> None:
+        """Raises what generate would raise."""
         if max_new_tokens < 0:
             raise ValueError(f"generate: max_new_tokens is {max_new_tokens}, expected an int >= 0")
         if not 0 <= temperature < float("inf"):
@@ -124,6 +125,6 @@ class Generator:
                     raise ValueError(f"generate: prompts[{i}] has token {token}, expected 0 ... {vocabulary - 1}")
             if len(prompt) + max_new_tokens > self.max_context:
                 raise ValueError(
-                    f"generate: prompts[{i}] has {len(prompt)} tokens, and max_new_tokens is {max_new_tokens}, expected "
-                    f"at most {self.max_context} together: see max_context"
+                    f"generate: prompts[{i}] has {len(prompt)} tokens and max_new_tokens is {max_new_tokens}, expected "
+                    f"at most max_context = {self.max_context} together"
                 )

@@ -8,10 +8,9 @@ def choose(logits: Tensor, temperature: float, randomness: torch.Generator | Non
     """float32 [b, vocab] -> int64 [b]: the largest (of equal ones the first) at temperature 0, else a draw from
     softmax(logits / temperature).
 
-    A draw is the largest of p_i / e_i with e_i exponentially distributed. Equal logits and states of `randomness` give
-    equal tokens, so that ranks need not tell each other what they drew.
+    Equal logits and states of `randomness` give equal tokens, so that ranks need not tell each other what they drew.
     """
     if temperature == 0:
         return logits.argmax(-1)
     p = (logits / temperature).softmax(-1)
-    return (p / torch.empty_like(p).exponential_(generator=randomness)).argmax(-1)
+    return torch.multinomial(p, 1, generator=randomness).squeeze(-1)

@@ -21,7 +21,7 @@ _BUILT_IN = {
 
 @dataclass(frozen=True, kw_only=True)
 class MoEConfig:
-    """A mixture of experts. `n_group` groups of neighbouring experts, of which a token's experts lie in the `topk_group`
+    """A mixture of experts. n_group groups of neighbouring experts, of which a token's experts lie in the topk_group
     best; shared_experts are added for every token, as one MLP of shared_experts * intermediate_size."""
 
     experts: int

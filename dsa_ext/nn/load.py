@@ -39,8 +39,8 @@ def read_config(path: Path) -> dict:
 
 
 def load_decoder(folder: Path, config: DecoderConfig, *, group=None, device=None, dtype=None) -> Decoder:
-    """The decoder with the rank's weights. Block-scaled fp8 weights are multiplied by their scales and rounded to dtype.
-    In memory: the decoder, and one tensor of the file.
+    """The decoder with the rank's weights. Block-scaled fp8 weights are multiplied by their scales and rounded to
+    dtype. In memory: the decoder, and one tensor of the file.
 
     Args:
         folder: of `dsa-convert`, made for as many ranks as group has.

@@ -46,8 +46,8 @@ class Gate(nn.Module):
 
 
 class Experts(nn.Module):
-    """The rank's experts. Their weights are stacked, for grouped matmuls; in a state dict each expert has its own, under
-    its number in the model: `17.w1.weight`."""
+    """The rank's experts. Their weights are stacked, for grouped matmuls; in a state dict each expert has its own,
+    under its number in the model: `17.w1.weight`."""
 
     def __init__(self, dim: int, config: MoEConfig, *, group=None, device=None, dtype=None):
         super().__init__()
