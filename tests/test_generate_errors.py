@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from test_nn_config import GLM5, V32
 
 from dsa_ext import nn as dsa
-from dsa_ext.generate import Generator
+from dsa_ext.generate import Generator, ranks
 from dsa_ext.generate.cli import main
 
 MODEL = {
@@ -275,6 +275,17 @@ def test_conversation_goes_on_after_an_error(run, monkeypatch):
     status, out, notes = run("", "--interactive")
     assert status == 0 and len(out.splitlines()) == 2 and len(set(out.splitlines())) == 1
     assert "prompt 'what': without a tokenizer" in notes and "prompts[0] has token 99" in notes
+
+
+def test_an_error_on_one_rank_is_raised_on_all(monkeypatch):
+    def gather(problems, problem, group):
+        assert problem is None
+        problems[:] = [None, "model1-mp2.safetensors is gone"]
+
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda group: 2)
+    monkeypatch.setattr(torch.distributed, "all_gather_object", gather)
+    with pytest.raises(ValueError, match="^model1-mp2.safetensors is gone$"):
+        ranks.on_all(lambda: 1, object())
 
 
 def test_lengths_up_to_the_limit(state):
