@@ -99,6 +99,13 @@ def test_answers(tinies, family, capsys):
     assert "no tokenizer: prompts are token numbers" in notes
 
 
+@pytest.mark.parametrize("chunk", [1, 7, 30])
+def test_chunks(tinies, chunk):
+    tiny = tinies["glm5"]
+    generator = Generator(decoder_of(tiny), max_context=100, cache="plain", page_size=8, chunk=chunk)
+    assert generator.generate(tiny.prompts, max_new_tokens=NEW) == tiny.answers
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_answers_with_fp8_caches(tinies, family, capsys):
     """The same tokens up to the first that another is as good as, within the measured error."""
