@@ -65,7 +65,7 @@ def fp8_error(tiny, decoder, cache="fp8"):
     errors = (got - wanted).abs().amax(-1)
     assert errors.median() < 0.015 and errors.max() < 0.15
     clear = margins(wanted) > 2 * errors.max()
-    assert clear.float().mean() > 0.15 and torch.equal(got.argmax(-1)[clear], wanted.argmax(-1)[clear])
+    assert clear.float().mean() > 0.2 and torch.equal(got.argmax(-1)[clear], wanted.argmax(-1)[clear])
     return errors.max().item()
 
 
@@ -99,7 +99,7 @@ def test_answers(tinies, family, capsys):
     assert "no tokenizer: prompts are token numbers" in notes
 
 
-@pytest.mark.parametrize("chunk", [1, 7, 30])
+@pytest.mark.parametrize("chunk", [5, 30])
 def test_chunks(tinies, chunk):
     tiny = tinies["glm5"]
     generator = Generator(decoder_of(tiny), max_context=100, cache="plain", page_size=8, chunk=chunk)

@@ -147,7 +147,7 @@ def test_layers_of_configurations():
 
 def test_no_shard_for_these_ranks(run, tmp_path, state):
     (tmp_path / SHARD).rename(tmp_path / "model0-mp2.safetensors")
-    assert refused(run()) == f"{tmp_path} was converted for 2 ranks, and 1 are running: see --model-parallel"
+    assert refused(run()) == f"{tmp_path} was converted with --model-parallel 2, and the number of ranks is 1"
     (tmp_path / "model0-mp2.safetensors").unlink()
     assert refused(run()) == f"{tmp_path} holds no model*-mp*.safetensors, as dsa-convert writes them"
     assert refused(run("1\n", "--ckpt-path", f"{tmp_path}/none")) == f"{tmp_path}/none is not a folder"

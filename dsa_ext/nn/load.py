@@ -70,7 +70,7 @@ def _shard(folder: Path, rank: int, count: int) -> Path:
         if not found:
             raise LoadError(f"{folder} holds no model*-mp*.safetensors, as dsa-convert writes them")
         made = " and ".join(map(str, sorted(found)))
-        raise LoadError(f"{folder} was converted for {made} ranks, and {count} are running: see --model-parallel")
+        raise LoadError(f"{folder} was converted with --model-parallel {made}, and the number of ranks is {count}")
     there = {int(match[1]) for match in matches if int(match[2]) == count}
     # Every rank looks for all of them, so that no rank waits for one that cannot come.
     if missing := sorted(set(range(count)) - there):
