@@ -20,6 +20,21 @@ def dequantise_blocks(weight: Tensor, scale: Tensor, block: int = BLOCK) -> Tens
     return weight.float() * factors
 
 
+def dequantised(state_dict: dict, prefix: str, dtype: torch.dtype, errors: list[str]) -> Tensor | None:
+    """`weight` under this prefix: an fp8 one times its `scale`, which is taken out, in dtype; any other as it is."""
+    scale = state_dict.pop(f"{prefix}scale", None)
+    weight = state_dict.get(f"{prefix}weight")
+    if weight is not None and (scale is not None) != (weight.dtype.itemsize == 1):
+        has = "no scale" if scale is None else f"a scale, and is {weight.dtype}"
+        errors.append(f"{prefix}weight has {has}: an fp8 weight has one, and no other has")
+    elif scale is not None and weight is not None:
+        try:
+            return dequantise_blocks(weight, scale).to(dtype)
+        except ValueError as error:
+            errors.append(f"{prefix}{error}")
+    return weight
+
+
 class Linear(nn.Linear):
     """Without bias. A checkpoint may hold its weight in fp8, with a tensor `scale` beside it: loading multiplies them
     and rounds to the parameter's dtype once."""
@@ -28,16 +43,9 @@ class Linear(nn.Linear):
         super().__init__(in_features, out_features, bias=False, device=device, dtype=dtype)
 
     def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict, missing, unexpected, errors):
-        scale = state_dict.pop(f"{prefix}scale", None)
-        weight = state_dict.get(f"{prefix}weight")
-        if weight is not None and (scale is not None) != (weight.dtype.itemsize == 1):
-            has = "no scale" if scale is None else f"a scale, and is {weight.dtype}"
-            errors.append(f"{prefix}weight has {has}: an fp8 weight has one, and no other has")
-        elif scale is not None and weight is not None:
-            try:
-                state_dict[f"{prefix}weight"] = dequantise_blocks(weight, scale).to(self.weight.dtype)
-            except ValueError as error:
-                errors.append(f"{prefix}{error}")
+        weight = dequantised(state_dict, prefix, self.weight.dtype, errors)
+        if weight is not None:
+            state_dict[f"{prefix}weight"] = weight
         super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing, unexpected, errors)
 
 
