@@ -96,11 +96,11 @@ def test_sample_that_misleads(rows, device):
 @pytest.mark.parametrize("columns", [4000, 20000])
 def test_ties_at_the_cut(columns, count, device):
     """So many scores, equal or neighbours, of which some are chosen: by comparing each with each while they are few."""
-    logits = make_logits("normal", 2, columns)
-    places = torch.randperm(columns)[:count]
-    best = logits[0].sort(descending=True).values.view(I32)
+    logits = -torch.rand(2, columns) - 1
     for row, above in zip(logits, (1000 - count // 2, 1000 - (count - 1)), strict=True):
-        row[places] = (best[above] + torch.arange(count) % 2).int().view(F32)
+        places = torch.randperm(columns)
+        row[places[:above]] = 3 + torch.rand(above)
+        row[places[above:][:count]] = (torch.tensor(1.75).view(I32) + torch.arange(count) % 2).int().view(F32)
     check(logits, 1000, device)
 
 
