@@ -92,6 +92,18 @@ def test_sample_that_misleads(rows, device):
     check(logits, 1000, device, lengths=lengths)
 
 
+@pytest.mark.parametrize("count", [1, 2, 127, 128, 129, 600])
+@pytest.mark.parametrize("columns", [4000, 20000])
+def test_ties_at_the_cut(columns, count, device):
+    """So many scores, equal or neighbours, of which some are chosen: by comparing each with each while they are few."""
+    logits = -torch.rand(2, columns) - 1
+    for row, above in zip(logits, (1000 - count // 2, 1000 - (count - 1)), strict=True):
+        places = torch.randperm(columns)
+        row[places[:above]] = 3 + torch.rand(above)
+        row[places[above:][:count]] = (torch.tensor(1.75).view(I32) + torch.arange(count) % 2).int().view(F32)
+    check(logits, 1000, device)
+
+
 # --- k and lengths
 
 

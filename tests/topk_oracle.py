@@ -91,6 +91,7 @@ def _mostly_nothing(n: int) -> Tensor:
 
 VALUES = {
     "normal": _normal,
+    "offset": lambda n: torch.randn(n) + 30,  # few exponents
     "equal": lambda n: torch.full((n,), -3.5),
     "close": _close,
     "ties": _ties_at_the_threshold,

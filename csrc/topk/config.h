@@ -5,53 +5,67 @@
 
 #include <cstdint>
 
+#include "arch/any/cluster.cuh"
 #include "op.h"
+
+#ifndef TOPK_THREADS
+#define TOPK_THREADS 512
+#endif
 
 namespace dsa::topk {
 
-constexpr int kThreads = 512, kWarps = kThreads / 32;
-constexpr int kCtasPerMultiprocessor = 2;  // one waits for memory or at a barrier while the other computes
+constexpr int kThreads = TOPK_THREADS, kWarps = kThreads / 32;
+constexpr int kCtasPerMultiprocessor =
+    1024 / kThreads;  // one waits for memory or at a barrier while the other computes
 // Of a cluster. More than 8 CTAs need the device's consent.
 constexpr int kMinCtasPerRow = 4, kMaxCtasPerRow = 16, kColumnsPerCta = 16384;
 constexpr int kVectorBytes = 16;
-constexpr int kVectors = 4;      // of a thread, in flight while as many are looked at
-constexpr int kCapacity = 7168;  // candidates in the list
-constexpr int kDigitBits = 12;   // of the radix selection
+constexpr int kVectors = 4;                    // of a thread, in flight while as many are looked at
+constexpr int kCapacity = 7168;                // candidates in the list
+constexpr int kListed = kCapacity / kThreads;  // of a thread
+constexpr int kDigitBits = 12;                 // of the radix selection
 constexpr int kBins = 1 << kDigitBits;
 constexpr int kWindow = 32 * kBins;  // positions that the bitmap covers
-constexpr int kSampleEvery = 32;     // at most so many vectors of a row for one that is sampled
+constexpr int kTies = 128;  // candidates in the cut's bin, of which the best are found by comparing all with all
 
 // What one warp hands to the list at once, at most: vectors of 2-byte elements.
 constexpr int kWarpBatch = 32 * kVectors * kVectorBytes / 2;
 static_assert(kCapacity - kMaxTopk >= kWarpBatch, "after k have been chosen from a full list, a warp's fit again");
 static_assert(kCapacity >= kMaxTopk + kWarpBatch, "a list that has no room for a warp's holds k or more");
 static_assert(kBins % (4 * kThreads) == 0, "threads read bins four at a time");
+static_assert(kCapacity % kThreads == 0 && kListed <= 32);
 
-// Where a row's candidates are.
-struct RowPlace {
-  void const* scores;  // of position 0
-  int length;
-  int lead;  // elements of the first vector that lie before the row
+// What the search of a histogram finds.
+struct alignas(16) Found {
+  uint32_t bin;    // the greatest with `need` or more in it and the bins above
+  uint32_t need;   // how many of it make up `need`
+  uint32_t count;  // how many are in it
+};
+
+struct alignas(8) Candidate {
+  uint32_t value;  // bits of fp32
+  uint32_t position;
 };
 
 struct SharedStorage {
   // A histogram; then the bitmap of a window. Zero whenever neither is being made.
   alignas(16) uint32_t bins[kBins];
-  uint4 incoming[kVectors][kThreads];  // what each thread has asked for, for itself alone
-  // The list, of the row's leading CTA. At the end the chosen positions in order stand in `values`.
-  uint32_t values[kCapacity];  // bits of fp32
-  uint32_t positions[kCapacity];
-  uint32_t listed;  // places that have been handed out, more than there are once warps had to be refused
-  uint32_t kept;    // while the list is being thinned out
-
-  // Of every CTA, written by any CTA of the row.
-  uint32_t full_in_round;  // the last round in which some warp's candidates found no room
-  float threshold;         // candidates lie above it
-  uint64_t cut;            // rank (order.cuh) of the worst of the k best so far, or a bound just below it
-
-  RowPlace row;  // of every CTA: kept here, because registers are short where it is read
+  uint32_t zero, nowhere;  // behind them: what is never written, and what is never read
+  Found found;
   uint32_t warp_sums[kWarps];
-  uint32_t found_bin, found_need, found_count;
+  union {
+    uint4 incoming[kVectors][kThreads];  // what each thread has asked for, for itself alone
+    uint32_t places[kBins + 1];          // of the result, for the first of each word of the bitmap
+  };
+  Candidate list[kCapacity];
+  uint64_t ties[kTies];    // ranks
+  uint32_t listed;         // places that have been handed out, more than there are once warps had to be refused
+  uint32_t tied;           // ties
+  uint32_t greatest;       // key in the sample
+  uint32_t kept;           // while the list is being thinned out
+  uint32_t full_in_round;  // the last round in which some warp's candidates found no room
+  Inbox inbox;             // of a cluster's leading CTA
+  uint64_t cut;            // rank (order.cuh) of the worst of the k best so far, or a bound just below it
 };
 
 }  // namespace dsa::topk

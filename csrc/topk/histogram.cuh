@@ -8,12 +8,17 @@
 namespace dsa::topk {
 
 __device__ __forceinline__ uint32_t warp_inclusive_sum(uint32_t x) {
-  int const lane = threadIdx.x % 32;
 #pragma unroll
-  for (int d = 1; d < 32; d *= 2) {
-    uint32_t const other = __shfl_up_sync(~0u, x, d);
-    if (lane >= d) x += other;
-  }
+  for (int d = 1; d < 32; d *= 2)
+    asm volatile(
+        "{\n"
+        ".reg .pred below;\n"
+        ".reg .b32 other;\n"
+        "shfl.sync.up.b32 other|below, %0, %1, 0, 0xffffffff;\n"
+        "@below add.u32 %0, %0, other;\n"
+        "}"
+        : "+r"(x)
+        : "r"(d));
   return x;
 }
 
@@ -23,14 +28,10 @@ __device__ __forceinline__ uint32_t exclusive_sum(SharedStorage& s, uint32_t x, 
   uint32_t const inclusive = warp_inclusive_sum(x);
   if (lane == 31) s.warp_sums[warp] = inclusive;
   __syncthreads();
-  uint32_t before = 0;
-  total = 0;
-#pragma unroll
-  for (int w = 0; w < kWarps; ++w) {
-    if (w < warp) before += s.warp_sums[w];
-    total += s.warp_sums[w];
-  }
-  return before + inclusive - x;
+  static_assert(kWarps <= 32);
+  uint32_t const sum = lane < kWarps ? s.warp_sums[lane] : 0;
+  total = __reduce_add_sync(~0u, sum);
+  return __reduce_add_sync(~0u, lane < warp ? sum : 0) + inclusive - x;
 }
 
 // Adds the bins of those lanes that take part; for a whole warp. Rows in which one bin has nearly everything are
@@ -50,43 +51,33 @@ __device__ __forceinline__ void count(SharedStorage& s, bool takes_part, uint32_
     atomicAdd(&s.bins[bin], 1u);
 }
 
-struct Found {
-  uint32_t bin;    // the greatest with `need` or more in it and the bins above
-  uint32_t need;   // how many of it make up `need`
-  uint32_t count;  // how many are in it
-};
-
 // Searches from the top and leaves the bins zero. Returns how many there are in all: `found` has a meaning if these are
 // `need` or more, and need >= 1. What was counted before a barrier is seen.
 __device__ __forceinline__ uint32_t find_bin(SharedStorage& s, uint32_t need, Found& found) {
   constexpr int kEach = kBins / kThreads;
   int const first = kBins - (int(threadIdx.x) + 1) * kEach;
-  uint32_t counts[kEach];
-  uint32_t sum = 0;
+  uint32_t counts[kEach], sums[kEach + 1];  // of a bin; of it and the thread's bins above
 #pragma unroll
   for (int i = 0; i < kEach; i += 4) {
     uint4* const four = reinterpret_cast<uint4*>(&s.bins[first + i]);
     uint4 const c = *four;
     *four = {0, 0, 0, 0};
     counts[i] = c.x, counts[i + 1] = c.y, counts[i + 2] = c.z, counts[i + 3] = c.w;
-    sum += c.x + c.y + c.z + c.w;
   }
-  uint32_t total, above = exclusive_sum(s, sum, total);
-  if (above < need && need <= above + sum) {
-    bool missing = true;
+  sums[kEach] = 0;
 #pragma unroll
-    for (int i = kEach - 1; i >= 0; --i) {
-      if (missing && need <= above + counts[i]) {
-        s.found_bin = first + i;
-        s.found_need = need - above;
-        s.found_count = counts[i];
-        missing = false;
-      }
-      above += counts[i];
-    }
+  for (int i = kEach - 1; i >= 0; --i) sums[i] = sums[i + 1] + counts[i];
+  uint32_t total;
+  uint32_t const above = exclusive_sum(s, sums[0], total);
+  if (above < need && need <= above + sums[0]) {
+    Found f{};
+#pragma unroll
+    for (int i = 0; i < kEach; ++i)
+      if (need <= above + sums[i]) f = {uint32_t(first + i), need - above - sums[i + 1], counts[i]};
+    s.found = f;
   }
   __syncthreads();
-  found = {s.found_bin, s.found_need, s.found_count};
+  found = s.found;
   return total;
 }
 

@@ -1,17 +1,19 @@
 // A row of scores becomes the positions of its k best.
 //
-//   sample (rows that the list cannot hold)  -> a threshold that about 1.5 k candidates are above
+//   sample (rows that the list cannot hold)  -> a threshold that about 1.4 k candidates are above
 //   collect: one reading of the row          -> the list, in shared memory
-//   find_cut: radix selection from the list  -> the rank from which on there are exactly k
-//   emit: through a bitmap                   -> positions in order, mapped
+//   select: a histogram of the list          -> a bitmap of the chosen positions
+//   emit: counts of its bits                 -> positions in order, mapped
 //
-// A CTA, or where rows are few a cluster of CTAs, takes a row; all of a cluster's CTAs collect, into the list of the
-// leading one, which does the rest. Arrival order decides where in the list a candidate stands, and nothing else.
+// A CTA, or where rows are few a cluster of CTAs, takes a row. Every CTA of a cluster samples the whole row, and
+// collects its part; the leading one does the rest. Arrival order decides where in the list a candidate stands, and
+// nothing else.
 #pragma once
 
 #include "collect.cuh"
 #include "emit.cuh"
 #include "sample.cuh"
+#include "team.cuh"
 
 namespace dsa::topk {
 
@@ -23,53 +25,55 @@ __global__ void __launch_bounds__(kThreads, kCtasPerMultiprocessor) topk_kernel(
   int const index = int(blockIdx.x / team.size());
   Row<Format> const row(p, index);
   if (row.length == 0) {
-    if (team.leads()) emit_nothing(p, index);
+    if (team.rank() == 0) emit_nothing(p, index);
     return;
   }
-  Collector<Format, kCluster> collector{team, s, team.of(s, 0), uint32_t(p.k)};
 
   bool sampled = row.length > kCapacity;
   Sample<Format> sample;
-  if (sampled && team.leads()) sample.load(row);
-  collector.start(row);
-  for (int i = threadIdx.x; i < kBins; i += kThreads) s.bins[i] = 0;
+  if (sampled) sample.load(row, p.k);
+  fetch(s, row, vector_of(team.rank(), 0));
   if (threadIdx.x == 0) {
+    s.zero = 0;
     s.listed = 0;
-    s.full_in_round = 0;
-    s.row = row;
+    s.greatest = 0;
   }
-  team.sync();
+  team.start(s);
+#pragma unroll
+  for (int i = 0; i < kBins / 4; i += kThreads) reinterpret_cast<uint4*>(s.bins)[i + threadIdx.x] = {0, 0, 0, 0};
+  __syncthreads();
 
   float threshold = kNothing;
+  if (sampled) threshold = sample.threshold(s);
+  sampled = threshold > kNothing;  // else it asks for every candidate, as when few are more than -inf
+  uint32_t const greatest = s.greatest;
+  collect_at_once(s, row, team.rank(), team.size(), threshold);
+  __syncthreads();
+  if (!team.gather(s)) return;
+
+  bool const full = s.listed > kCapacity;
+  if (full || (sampled && s.listed < uint32_t(p.k))) {  // the sample has misled
+    if (!full) {
+      threshold = kNothing;
+      sampled = false;
+    }
+    __syncthreads();
+    if (threadIdx.x == 0) {
+      s.listed = 0;
+      s.full_in_round = 0;
+    }
+    __syncthreads();
+    Rounds<Format>{s, row, uint32_t(p.k)}.run(threshold);
+  }
+
+  Bins bins;
   if (sampled) {
-    if (team.leads()) {
-      threshold = sample.threshold(s, row.length, p.k);
-      if (threadIdx.x < team.size()) team.of(s, threadIdx.x).threshold = threshold;
-    }
-    if (kCluster) {
-      team.sync();
-      threshold = s.threshold;
-    }
-    sampled = threshold > kNothing;  // else it asks for every candidate, as when few are more than -inf
+    bins.base = key_of(__float_as_uint(threshold));
+    bins.shift = max(bit_width(greatest - bins.base) - kDigitBits, 0);
   }
-
-  while (true) {
-    collector.run(threshold);
-    if (!sampled || collector.leader.listed >= uint32_t(p.k)) break;
-    // The sample has misled.
-    team.sync();
-    if (team.leads() && threadIdx.x == 0) s.listed = 0;
-    sampled = false;
-    threshold = kNothing;
-    collector.start(Row<Format>(s.row));
-    team.sync();
-  }
-
-  if (!team.leads()) return;
-  Order<Format> const order(s.row.length);
-  uint64_t const cut = find_cut(s, p.k, order);
-  emit(s, p, index, s.row.length, cut, order);
-  if (kCluster) team.sync();  // the others have read `listed`, or have left
+  Order<Format> const order(row.length);
+  uint64_t const cut = select(s, p.k, order, bins);
+  emit(s, p, index, row.length, cut, order);
 }
 
 }  // namespace dsa::topk

@@ -31,13 +31,16 @@ struct Bf16 {
   }
 };
 
-// Rises with the score, -0 like +0; 0 for what cannot be chosen, NaN and -inf.
-__device__ __forceinline__ uint32_t ordered(uint32_t bits) {
-  float const x = __uint_as_float(bits);
-  if (!(x > kNothing)) return 0;
-  uint32_t const b = __float_as_uint(x + 0.0f);  // -0 + 0 is +0
-  return b & kSign ? ~b : b | kSign;
+__device__ __forceinline__ bool can_be_chosen(uint32_t bits) { return __uint_as_float(bits) > kNothing; }  // nor NaN
+
+// Rises with the score, -0 like +0. Of what can be chosen.
+__device__ __forceinline__ uint32_t key_of(uint32_t bits) {
+  uint32_t const b = __float_as_uint(__uint_as_float(bits) + 0.0f);  // -0 + 0 is +0
+  return b ^ (uint32_t(int32_t(b) >> 31) | kSign);
 }
+
+// The same, and 0 for what cannot be chosen.
+__device__ __forceinline__ uint32_t ordered(uint32_t bits) { return can_be_chosen(bits) ? key_of(bits) : 0; }
 
 __device__ __forceinline__ float score_of(uint32_t ordered) {
   return __uint_as_float(ordered & kSign ? ordered & ~kSign : ~ordered);
@@ -62,6 +65,10 @@ struct Order {
   }
   // The least rank of any candidate is not below it.
   __device__ __forceinline__ uint64_t least() const { return uint64_t(1) << position_bits; }
+
+  __device__ __forceinline__ uint32_t position(uint64_t rank) const {
+    return last - (uint32_t(rank) & uint32_t(least() - 1));
+  }
 
   // The score of a rank. (Where keys have 16 bits, a negative score's lower half is all ones in ordered().)
   __device__ __forceinline__ float score(uint64_t rank) const {

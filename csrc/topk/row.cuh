@@ -15,13 +15,15 @@ __device__ __forceinline__ int mapped_length(TopkParams const& p) {
 }
 
 template <class Format>
-struct Row : RowPlace {
+struct Row {
   using Element = typename Format::Element;
   static constexpr int kPer = Format::kPerVector;
 
-  __device__ explicit Row(RowPlace const& place) : RowPlace(place) {}
+  void const* scores;  // of position 0
+  int length;
+  int lead;  // elements of the first vector that lie before the row
 
-  __device__ Row(TopkParams const& p, int row) {
+  __device__ __forceinline__ Row(TopkParams const& p, int row) {
     int const start = p.row_starts == nullptr ? 0 : min(max(p.row_starts[row * p.row_starts_stride], 0), p.columns);
     length = min(p.columns - start, mapped_length(p));
     if (p.lengths != nullptr) length = min(length, max(p.lengths[row * p.lengths_stride], 0));
@@ -29,33 +31,32 @@ struct Row : RowPlace {
     lead = int(reinterpret_cast<uintptr_t>(scores) % kVectorBytes / sizeof(Element));
   }
 
-  __device__ __forceinline__ int vectors() const { return int((int64_t(lead) + length + kPer - 1) / kPer); }
+  __device__ __forceinline__ uint32_t end() const { return uint32_t(lead) + uint32_t(length); }
 
-  __device__ __forceinline__ int64_t position(int vector) const { return int64_t(vector) * kPer - lead; }
+  // Those that have something of the row; those before this one lie in it, but for the first.
+  __device__ __forceinline__ int vectors() const { return int((end() + (kPer - 1)) / kPer); }
+  __device__ __forceinline__ int whole_vectors() const { return int(end() / kPer); }
 
-  __device__ __forceinline__ void const* at(int64_t position) const {
-    return static_cast<Element const*>(scores) + position;
-  }
+  // Of a vector's first element. Wraps where that lies before the row.
+  __device__ __forceinline__ uint32_t position(int vector) const { return uint32_t(vector) * kPer - uint32_t(lead); }
 
-  __device__ __forceinline__ bool contains(int64_t from, int64_t elements) const {
-    return from >= 0 && from + elements <= length;
+  __device__ __forceinline__ uint4 const* at(int vector) const {
+    return reinterpret_cast<uint4 const*>(static_cast<Element const*>(scores) - lead) + vector;
   }
 
   // A vector that lies in the row.
-  __device__ __forceinline__ uint4 load(int vector) const {
-    return __ldcs(static_cast<uint4 const*>(at(position(vector))));
-  }
+  __device__ __forceinline__ uint4 load(int vector) const { return __ldcs(at(vector)); }
 
   // Any vector. What is outside of the row reads as kNothing.
   __device__ __forceinline__ uint4 load_part(int vector) const {
     constexpr uint32_t kWord = Format::kNothingWord, kMask = sizeof(Element) == 4 ? ~0u : 0xffffu;
     constexpr int kPerWord = kPer / 4;
-    int64_t const first = position(vector);
     uint32_t words[4] = {kWord, kWord, kWord, kWord};
 #pragma unroll
     for (int i = 0; i < kPer; ++i) {
-      if (!contains(first + i, 1)) continue;
-      uint32_t const bits = static_cast<Bits const*>(scores)[first + i];
+      uint32_t const at = position(vector) + i;
+      if (at >= uint32_t(length)) continue;
+      uint32_t const bits = static_cast<Bits const*>(scores)[at];
       int const shift = 16 * (i % kPerWord);
       words[i / kPerWord] = (words[i / kPerWord] & ~(kMask << shift)) | bits << shift;
     }
@@ -72,13 +73,17 @@ struct Vectors {
   static constexpr int kApart = 32;
   uint4 v[kCount];
 
-  // f(bits of the score, position) for each; `first` is the position of the first, and wraps where it is outside.
+  // f(bits of the score, position, number) for each; `first` is the position of the first, and wraps where it is
+  // outside.
   template <class F>
   __device__ __forceinline__ void for_each(uint32_t first, F&& f) const {
 #pragma unroll
     for (int u = 0; u < kCount; ++u)
 #pragma unroll
-      for (int i = 0; i < Format::kPerVector; ++i) f(Format::get(v[u], i), first + u * kApart * Format::kPerVector + i);
+      for (int i = 0; i < Format::kPerVector; ++i) {
+        constexpr int kPer = Format::kPerVector;
+        f(Format::get(v[u], i), first + u * kApart * kPer + i, u * kPer + i);
+      }
   }
 };
 
@@ -89,10 +94,10 @@ using Batch = Vectors<Format, kVectors>;
 // Starts to bring a batch into the thread's places in shared memory.
 template <class Format>
 __device__ __forceinline__ void fetch(SharedStorage& s, Row<Format> const& row, int first) {
-  constexpr int kApart = Batch<Format>::kApart, kPer = Format::kPerVector;
-  if (row.contains(row.position(first), ((kVectors - 1) * kApart + 1) * kPer)) {
+  constexpr int kApart = Batch<Format>::kApart;
+  if (first >= int(row.lead > 0) && first + (kVectors - 1) * kApart < row.whole_vectors()) {
     constexpr int kFrom = kApart * kVectorBytes, kTo = kThreads * kVectorBytes;
-    void const* const from = row.at(row.position(first));
+    uint4 const* const from = row.at(first);
     auto const copy = [&]<int... u>(std::integer_sequence<int, u...>) {
       (copy_async<u * kFrom, u * kTo>(&s.incoming[0][threadIdx.x], from), ...);
     };

@@ -1,7 +1,7 @@
-// The CTAs of a row: one, or a cluster. The first leads: it owns the list, selects and writes.
+// The CTAs of a row: one, or a cluster. The first leads: the others' lists go into its own, and it alone selects and
+// writes.
 #pragma once
 
-#include "arch/any/cluster.cuh"
 #include "config.h"
 
 namespace dsa::topk {
@@ -11,20 +11,48 @@ struct Team;
 
 template <>
 struct Team<false> {
-  __device__ uint32_t rank() const { return 0; }
-  __device__ uint32_t size() const { return 1; }
-  __device__ bool leads() const { return true; }
-  __device__ SharedStorage& of(SharedStorage& own, uint32_t) const { return own; }
-  __device__ void sync() const { __syncthreads(); }
+  __device__ __forceinline__ uint32_t rank() const { return 0; }
+  __device__ __forceinline__ uint32_t size() const { return 1; }
+  __device__ __forceinline__ void start(SharedStorage&) const {}
+  __device__ __forceinline__ bool gather(SharedStorage&) const { return true; }
 };
 
 template <>
 struct Team<true> {
-  __device__ uint32_t rank() const { return cluster_rank(); }
-  __device__ uint32_t size() const { return cluster_size(); }
-  __device__ bool leads() const { return rank() == 0; }
-  __device__ SharedStorage& of(SharedStorage& own, uint32_t rank) const { return *in_cta(&own, rank); }
-  __device__ void sync() const { cluster_sync(); }
+  __device__ __forceinline__ uint32_t rank() const { return cluster_rank(); }
+  __device__ __forceinline__ uint32_t size() const { return cluster_size(); }
+
+  // Thread 0 has set `listed`.
+  __device__ __forceinline__ void start(SharedStorage& s) const {
+    if (threadIdx.x == 0) {
+      if (rank() == 0) s.inbox.init(size() - 1);
+      fence_cluster();
+    }
+    __syncwarp();
+    cluster_arrive();
+  }
+
+  // After a barrier behind the last candidate. False for the CTAs that have no more to do. A list that has no room for
+  // all of them counts to more than kCapacity.
+  __device__ __forceinline__ bool gather(SharedStorage& s) const {
+    cluster_wait();  // for a start long ago
+    if (rank() == 0) {
+      s.inbox.wait();
+      return true;
+    }
+    uint32_t const n = s.listed;
+    if (threadIdx.x == 0) s.kept = atomicAdd(in_cta(&s.listed, 0), n);
+    __syncthreads();
+    uint32_t const place = s.kept;
+    bool const fits = place + n <= kCapacity;
+    auto const inbox = s.inbox.of_cta(0);
+    if (threadIdx.x == 0) inbox.announce(fits ? n * uint32_t(sizeof(Candidate)) : 0);
+    if (!fits) return false;
+#pragma unroll 1
+    for (uint32_t i = threadIdx.x; i < n; i += kThreads)
+      inbox.send(&s.list[place + i], reinterpret_cast<uint64_t const&>(s.list[i]));
+    return false;
+  }
 };
 
 }  // namespace dsa::topk
