@@ -26,9 +26,11 @@ constexpr int64_t kMaxInt = std::numeric_limits<int>::max();
 // In order of preference.
 constexpr SparseMlaPrefillImpl const* kImplList[] = {
 #ifdef DSA_SM90
-    &sm90::kSparseMlaPrefillFewHeads, &sm90::kSparseMlaPrefillHeads64,
+    &sm90::kSparseMlaPrefillFewHeads,
+    &sm90::kSparseMlaPrefillHeads64,
 #endif
 #ifdef DSA_SM100
+    &sm100::kSparseMlaPrefillHeads64,
     &sm100::kSparseMlaPrefillPair,
 #endif
     nullptr,  // an array needs an element

@@ -52,6 +52,8 @@ extern SparseMlaPrefillImpl const kSparseMlaPrefillHeads64;
 extern SparseMlaPrefillImpl const kSparseMlaPrefillFewHeads;
 }  // namespace sm90
 namespace sm100 {
+// Up to 64 heads, by one CTA each query.
+extern SparseMlaPrefillImpl const kSparseMlaPrefillHeads64;
 // A pair of CTAs takes 128 heads of one query.
 extern SparseMlaPrefillImpl const kSparseMlaPrefillPair;
 }  // namespace sm100

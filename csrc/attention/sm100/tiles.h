@@ -16,15 +16,17 @@ using Barrier = cutlass::arch::ClusterTransactionBarrier;
 constexpr int kBlockH = 64;    // heads a CTA: rows of both products
 constexpr int kBlockK = 64;    // keys a block
 constexpr int kTileCols = 64;  // columns of one 128-byte swizzled tile
+constexpr int kTileElements = 64 * kTileCols;
 constexpr int kDV = 512;
-constexpr int kHalfV = kDV / 2;  // value columns that one CTA of a pair gathers
+constexpr int kHalfV = kDV / 2;  // value columns of one softmax thread
 
 // Tiles of kRows rows one after the other, columns innermost: an operand whose rows are rows of memory.
 template <int kRows>
 using RowTile = decltype(tile_to_shape(UMMA::Layout_K_SW128_Atom<bf16>{}, Shape<Int<kRows>, Int<kTileCols>>{}));
-// Two tiles of kBlockK keys as value columns [128] x keys [64]: an operand whose rows are columns of memory.
-using ValueTiles = decltype(tile_to_shape(UMMA::Layout_MN_SW128_Atom<bf16>{}, Shape<Int<2 * kTileCols>, Int<kBlockK>>{},
-                                          Step<_2, _1>{}));
+// Tiles of kBlockK keys as value columns [kColumns] x keys [64]: an operand whose rows are columns of memory.
+template <int kColumns>
+using ValueTiles =
+    decltype(tile_to_shape(UMMA::Layout_MN_SW128_Atom<bf16>{}, Shape<Int<kColumns>, Int<kBlockK>>{}, Step<_2, _1>{}));
 
 // A place in a ring of buffers, and the phase that its barriers are in: `phase` of the full ones, `phase ^ 1` of the
 // empty ones, which are passed in the first round.

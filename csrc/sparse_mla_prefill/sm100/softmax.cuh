@@ -1,15 +1,17 @@
 // The four softmax warps of a CTA, which also write the output. Thread t has row (head) t % 64 of the CTA's, keys
-// [0, 32) of every block and value columns [0, 256) if t < 64, the others else.
+// [0, 32) of every block if t < 64, the others else, and half of the value columns.
 #pragma once
 
 #include <cutlass/arch/barrier.h>
 
+#include "arch/sm100/rows64.cuh"
 #include "attention/sm100/output.cuh"
 #include "attention/sm100/softmax.cuh"
-#include "config.h"
-#include "sparse_mla_prefill/sm100/work.h"
+#include "attention/sm100/tmem_map.h"
+#include "roles.h"
+#include "work.h"
 
-namespace dsa::sm100::prefill {
+namespace dsa::sm100 {
 
 template <class Config>
 struct Softmax {
@@ -19,9 +21,9 @@ struct Softmax {
   Shared& smem;
   uint32_t const tmem;
   int const thread, warp, lane, row, half;
-  int const pair_head;  // of the pair's heads: this thread's
+  int const cta_head;  // of a tile's heads, the CTA's first
   float const scale_log2;
-  uint32_t block = 0;  // of all the pair's tiles
+  uint32_t block = 0;  // of all tiles
   RowStats stats;
 
   __device__ __forceinline__ Softmax(KernelParams const& params, Shared& smem, uint32_t rank)
@@ -33,12 +35,11 @@ struct Softmax {
         lane(threadIdx.x % 32),
         row(threadIdx.x % kBlockH),
         half(threadIdx.x / kBlockH),
-        pair_head(int(rank) * kBlockH + row),
+        cta_head(int(rank) * kBlockH),
         scale_log2(params.scale * kLog2e) {}
 
   __device__ __forceinline__ void run() {
-    uint32_t const pairs = gridDim.x / 2;
-    for (uint64_t i = blockIdx.x / 2; i < params.tiles; i += pairs) {
+    for (uint64_t i = blockIdx.x / Config::kCtas; i < params.tiles; i += gridDim.x / Config::kCtas) {
       Tile const tile = params.tile(uint32_t(i));
       TileKeys const keys(params, tile);
       int const blocks = keys.blocks();
@@ -115,19 +116,21 @@ struct Softmax {
 
   __device__ __forceinline__ void finish(Tile const& tile) {
     float const sum = exchange(smem.sum, stats.sum, Sum{});
-    int const head = tile.head + pair_head;
+    int const first = tile.head + cta_head + warp % 2 * 32;  // of the warp's heads
+    int const head = first + lane;
     bool const exists = head < params.h_q;
     float const sink = params.attn_sink != nullptr && exists ? params.attn_sink[head] : negative_infinity();
-    int64_t const query = int64_t(tile.batch) * params.s_q + tile.token;
     if (exists && half == 0) {
-      params.max_logits[query * params.h_q + head] = stats.top * params.scale;
-      params.lse[query * params.h_q + head] = natural_lse(sum, stats.reference);
+      int64_t const place = (int64_t(tile.batch) * params.s_q + tile.token) * params.h_q + head;
+      params.max_logits[place] = stats.top * params.scale;
+      params.lse[place] = natural_lse(sum, stats.reference);
     }
     bf16* const out = static_cast<bf16*>(params.out) + tile.batch * params.out_stride_batch +
-                      tile.token * params.out_stride_token + head * params.out_stride_head + half * kHalfV;
+                      tile.token * params.out_stride_token + first * params.out_stride_head;
     wait_output();
-    write_output(tmem + kTmemO, output_scale(sum, stats.reference, sink), exists ? out : nullptr);
+    write_output<Config::kValueRun>(tmem + kTmemO, output_scale(sum, stats.reference, sink), out,
+                                    params.out_stride_head, params.h_q - first, half, lane);
   }
 };
 
-}  // namespace dsa::sm100::prefill
+}  // namespace dsa::sm100

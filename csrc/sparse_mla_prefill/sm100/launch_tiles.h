@@ -1,13 +1,15 @@
-// Host side of sparse MLA prefill on Blackwell.
+// Host side that the sparse prefill kernels on Blackwell share.
 #pragma once
 
 #include <algorithm>
 
 #include "common/tensor_map.h"
-#include "kernel.cuh"
+#include "roles.h"
+#include "work.h"
 
-namespace dsa::sm100::prefill {
+namespace dsa::sm100 {
 
+// Q in boxes of 64 heads, the keys' rows one at a time, both of 64 columns.
 inline cudaError_t encode_maps(TensorMaps& maps, KernelParams const& p) {
   // The stride of a dimension of size 1 is never used, but must be legal.
   auto const bytes = [](int64_t stride, int size) { return size > 1 ? uint64_t(stride) * 2 : uint64_t(16); };
@@ -21,26 +23,24 @@ inline cudaError_t encode_maps(TensorMaps& maps, KernelParams const& p) {
                                    {kTileCols, 1});
 }
 
-template <int kDQk>
-cudaError_t launch(SparseMlaPrefillParams const& p, cudaStream_t stream) {
-  using Config = prefill::Config<kDQk>;
+// Starts a persistent kernel whose groups of `ctas` CTAs take a tile of 64 heads a CTA at a time.
+template <class Kernel>
+cudaError_t launch_tiles(Kernel* kernel, int ctas, int shared_bytes, SparseMlaPrefillParams const& p,
+                         cudaStream_t stream) {
   int device = 0, sms = 0;
   if (cudaError_t e = cudaGetDevice(&device)) return e;
   if (cudaError_t e = cudaDeviceGetAttribute(&sms, cudaDevAttrMultiProcessorCount, device)) return e;
 
-  int const head_blocks = (p.h_q + kPairHeads - 1) / kPairHeads;
+  int const tile_heads = ctas * kBlockH, head_blocks = (p.h_q + tile_heads - 1) / tile_heads;
   int const batch_rows = int(kv_batch_rows(p));
   KernelParams const params{
-      p,         kPairHeads, head_blocks, uint32_t(p.batch) * p.s_q * head_blocks, (p.batch - 1) * batch_rows + p.s_kv,
+      p,         tile_heads, head_blocks, uint32_t(p.batch) * p.s_q * head_blocks, (p.batch - 1) * batch_rows + p.s_kv,
       batch_rows};
   TensorMaps maps;
   if (cudaError_t e = encode_maps(maps, params)) return e;
-  auto* const kernel = sparse_mla_prefill<Config>;
-  constexpr int kBytes = sizeof(typename Config::SharedStorage);
-  if (cudaError_t e = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes)) return e;
-  unsigned const pairs = std::min<unsigned>(params.tiles, sms / 2);
-  kernel<<<2 * pairs, kThreads, kBytes, stream>>>(params, maps);
+  if (cudaError_t e = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes)) return e;
+  kernel<<<ctas * std::min<unsigned>(params.tiles, sms / ctas), kThreads, shared_bytes, stream>>>(params, maps);
   return cudaGetLastError();
 }
 
-}  // namespace dsa::sm100::prefill
+}  // namespace dsa::sm100
