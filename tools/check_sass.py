@@ -3,8 +3,8 @@
     python tools/check_sass.py
 
 Every kernel of a unit under sm90/ or sm100/ must use that architecture's matrix instructions: compiled for the plain
-architecture, a guarded kernel is an empty body and nobody notices. Kernels on Blackwell that gather token rows must do so
-by tensor map. No kernel may touch local memory, unless its unit declares it (build_tools/nvcc_checked.py).
+architecture, a guarded kernel is an empty body and nobody notices. Kernels that gather token rows on Blackwell must do
+so by tensor map. No kernel may touch local memory, unless its unit declares it (build_tools/nvcc_checked.py).
 """
 
 import re
