@@ -36,7 +36,7 @@ namespace dsa::sm100::prefill_pair {
 template <class Config>
 __global__ void __launch_bounds__(kThreads, 1) __cluster_dims__(2, 1, 1)
     sparse_mla_prefill_pair(__grid_constant__ KernelParams const params, __grid_constant__ TensorMaps const maps) {
-#ifdef __CUDA_ARCH_FEAT_SM100_ALL
+#if defined(CUTLASS_ARCH_MMA_SM100A_ENABLED) || defined(CUTLASS_ARCH_MMA_SM100F_ENABLED)
   extern __shared__ __align__(1024) uint8_t raw[];
   auto& smem = *reinterpret_cast<typename Config::SharedStorage*>(raw);
   int const warp = __shfl_sync(~0u, threadIdx.x / 32, 0);
