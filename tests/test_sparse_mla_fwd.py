@@ -48,6 +48,7 @@ CASES = [
     *(Case(batch=3, h_q=h) for h in (16, 64)),
     Case(batch=2, attn_sink="random", topk_length="random", invalid=0.2, poison=True, s_q=5, h_q=32),
     Case(batch=2, s_q=1, s_kv=65, topk=64, h_q=128, d_qk=512),
+    *(Case(batch=3, s_kv=1, topk=2, indices="one_row", h_q=h) for h in (16, 128)),  # a sequence is one row
 ]
 # A few that together have everything, for the tests of how the function is called.
 FEW = [

@@ -3,8 +3,8 @@
     python tools/check_sass.py
 
 Every kernel of a unit under sm90/ or sm100/ must use that architecture's matrix instructions: compiled for the plain
-architecture, a guarded kernel is an empty body and nobody notices. No kernel may touch local memory, unless its unit
-declares it (build_tools/nvcc_checked.py).
+architecture, a guarded kernel is an empty body and nobody notices. Kernels that gather token rows on Blackwell must do
+so by tensor map. No kernel may touch local memory, unless its unit declares it (build_tools/nvcc_checked.py).
 """
 
 import re
@@ -20,6 +20,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from build_tools import CSRC, kernels, nvcc_checked  # noqa: E402
 
 MATRIX = {"sm90": "[HQI]GMMA", "sm100": "UTC[A-Z]*MMA"}
+# What else a folder's kernels must have, with its modifiers.
+REQUIRED = {"sparse_mla_prefill/sm100": {"no bf16 product": r"UTCHMMA\b.*", "no gather": r"UTMALDG\..*GATHER4.*"}}
 LOCAL = ("LDL", "STL")
 TMA = re.compile(r"UTMALDG|UTMASTG|UTMAREDG|UBLKCP")
 
@@ -40,7 +42,7 @@ def built_units() -> list[tuple[Path, Path]]:
 
 
 def instructions(tool: str, target: Path) -> dict[str, Counter]:
-    """How often each kernel uses each instruction."""
+    """How often each kernel uses each instruction, modifiers included."""
     if not target.exists():
         sys.exit(f"check_sass: {target} is not built: the last build failed")
     dump = subprocess.run([tool, "--dump-sass", str(target)], capture_output=True, text=True)
@@ -51,7 +53,7 @@ def instructions(tool: str, target: Path) -> dict[str, Counter]:
     for line in dump.stdout.splitlines():
         if match := re.match(r"\s*Function : (\S+)", line):
             current = found[match[1]]
-        elif match := re.search(r"\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_]*)", line):
+        elif match := re.search(r"\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)", line):
             current[match[1]] += 1
     return found
 
@@ -61,12 +63,19 @@ def main() -> int:
     for target, source in built_units():
         folders = set(source.relative_to(CSRC).parts)
         matrix = next((pattern for folder, pattern in MATRIX.items() if folder in folders), None)
+        place = source.relative_to(CSRC).as_posix()
+        required = next((found for folder, found in REQUIRED.items() if place.startswith(folder + "/")), {})
         declared = nvcc_checked.declared_bytes(source)
         for kernel, counts in instructions(tool, target).items():
-            products = sum(n for name, n in counts.items() if matrix and re.fullmatch(matrix, name))
-            local = sum(counts[name] for name in LOCAL)
-            tma = sum(n for name, n in counts.items() if TMA.fullmatch(name))
-            faults = []
+            plain = Counter()
+            for name, n in counts.items():
+                plain[name.split(".")[0]] += n
+            products = sum(n for name, n in plain.items() if matrix and re.fullmatch(matrix, name))
+            local = sum(plain[name] for name in LOCAL)
+            tma = sum(n for name, n in plain.items() if TMA.fullmatch(name))
+            faults = [
+                fault for fault, pattern in required.items() if not any(re.fullmatch(pattern, name) for name in counts)
+            ]
             if matrix and not products:
                 faults.append("no matrix instruction")
             if local and not declared:

@@ -26,7 +26,12 @@ constexpr int64_t kMaxInt = std::numeric_limits<int>::max();
 // In order of preference.
 constexpr SparseMlaPrefillImpl const* kImplList[] = {
 #ifdef DSA_SM90
-    &sm90::kSparseMlaPrefillFewHeads, &sm90::kSparseMlaPrefillHeads64,
+    &sm90::kSparseMlaPrefillFewHeads,
+    &sm90::kSparseMlaPrefillHeads64,
+#endif
+#ifdef DSA_SM100
+    &sm100::kSparseMlaPrefillHeads64,
+    &sm100::kSparseMlaPrefillPair,
 #endif
     nullptr,  // an array needs an element
 };
@@ -102,6 +107,12 @@ void* stream_of(int32_t device) {
   return stream;
 }
 
+void set_kv(SparseMlaPrefillParams& p, Sizes const& s, Tensor const& kv) {
+  p.kv = kv.const_data_ptr();
+  p.kv_stride_batch = s.batched ? stride_or_zero(kv, 0) : 0;
+  p.kv_stride_token = stride_or_zero(kv, s.batched ? 1 : 0);
+}
+
 // out [.., h_q, d_v] has aligned rows; max_logits and lse [.., h_q] are contiguous. q, kv and idx hold an element.
 void launch(Sizes const& s, Tensor q, Tensor kv, Tensor idx, double scale, std::optional<Tensor> attn_sink,
             std::optional<Tensor> const& topk_length, Tensor const& out, Tensor const& max_logits, Tensor const& lse) {
@@ -115,7 +126,6 @@ void launch(Sizes const& s, Tensor q, Tensor kv, Tensor idx, double scale, std::
   auto const batch_stride = [&](Tensor const& t) { return s.batched ? stride_or_zero(t, 0) : 0; };
   SparseMlaPrefillParams p{};
   p.q = q.const_data_ptr();
-  p.kv = kv.const_data_ptr();
   p.idx = static_cast<int32_t const*>(idx.const_data_ptr());
   p.attn_sink = attn_sink ? static_cast<float const*>(attn_sink->const_data_ptr()) : nullptr;
   p.topk_length = topk_length ? static_cast<int32_t const*>(topk_length->const_data_ptr()) : nullptr;
@@ -133,8 +143,6 @@ void launch(Sizes const& s, Tensor q, Tensor kv, Tensor idx, double scale, std::
   p.q_stride_batch = batch_stride(q);
   p.q_stride_token = stride_or_zero(q, token);
   p.q_stride_head = stride_or_zero(q, token + 1);
-  p.kv_stride_batch = batch_stride(kv);
-  p.kv_stride_token = stride_or_zero(kv, token);
   p.idx_stride_batch = batch_stride(idx);
   p.idx_stride_token = stride_or_zero(idx, token);
   p.topk_length_stride_batch = topk_length ? batch_stride(*topk_length) : 0;
@@ -147,6 +155,11 @@ void launch(Sizes const& s, Tensor q, Tensor kv, Tensor idx, double scale, std::
   int major = 0;
   cudaError_t error = compute_major(device, &major);
   check(error == cudaSuccess, kOp, ": ", cudaGetErrorString(error));
+  set_kv(p, s, kv);
+  if (major == 10 && kv_batch_rows(p) < 0) {
+    kv = dense_copy(kv);
+    set_kv(p, s, kv);
+  }
   SparseMlaPrefillImpl const& impl = choose(p, major);
   error = cudaError_t(impl.launch(p, stream_of(device)));
   check(error == cudaSuccess, kOp, ": ", impl.name, ": ", cudaGetErrorString(error));

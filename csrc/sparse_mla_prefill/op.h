@@ -28,6 +28,15 @@ struct SparseMlaPrefillParams {
   int64_t out_stride_batch, out_stride_token, out_stride_head;
 };
 
+// The sequences' keys as rows of one matrix: how many rows one sequence is behind the other, or -1 if that is no whole
+// number, or if all rows are one. A kernel whose loads know matrices alone is given others as copies (op.cpp).
+inline int64_t kv_batch_rows(SparseMlaPrefillParams const& p) {
+  if (p.s_kv > 1 && p.kv_stride_token == 0) return -1;
+  if (p.batch == 1 || p.kv_stride_batch == 0) return 0;
+  if (p.s_kv == 1) return 1;
+  return p.kv_stride_batch % p.kv_stride_token == 0 ? p.kv_stride_batch / p.kv_stride_token : -1;
+}
+
 // One way of computing the op. op.cpp takes the first whose why_unsupported is null and names every reason otherwise.
 struct SparseMlaPrefillImpl {
   char const* name;
@@ -42,5 +51,11 @@ extern SparseMlaPrefillImpl const kSparseMlaPrefillHeads64;
 // Keys are the rows and heads the columns: up to 16 heads without padding to 64.
 extern SparseMlaPrefillImpl const kSparseMlaPrefillFewHeads;
 }  // namespace sm90
+namespace sm100 {
+// Up to 64 heads, by one CTA each query.
+extern SparseMlaPrefillImpl const kSparseMlaPrefillHeads64;
+// A pair of CTAs takes 128 heads of one query.
+extern SparseMlaPrefillImpl const kSparseMlaPrefillPair;
+}  // namespace sm100
 
 }  // namespace dsa
