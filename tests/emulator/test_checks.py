@@ -16,7 +16,7 @@ def stopped(emulator, body: str, shared: int = 256, threads: int = 32, arrays: i
     program = Program("broken", kernel(body, arrays, shared=shared), data, (), threads=threads, shared=shared)
     with pytest.raises(RuntimeError) as error:
         emulated.run(emulator, program)
-    assert "in test" in str(error.value) or "test" in str(error.value)
+    assert "in test, cta 0 0 0" in str(error.value) or "deadlock" in str(error.value)
     return str(error.value)
 
 
@@ -43,7 +43,7 @@ def test_bounds(emulator):
     load = ".reg .b32 %v;\nld.global.b32 %v, [%g0 + 256];"
     assert re.search(r"4 bytes, is outside every allocation.*ld\.global\.b32 %v", stopped(emulator, load))
     assert "is outside the CTA's" in stopped(emulator, ".reg .b32 %v;\nld.shared.b32 %v, [%window + 256];")
-    store = "st.global.b32 [%g0 - 4], 0;"
+    store = "st.global.b32 [%g0 + -4], 0;"
     assert "outside every allocation" in stopped(emulator, store)
 
 
@@ -72,7 +72,7 @@ def test_mbarriers_and_barriers(emulator):
 def _wgmma(fence: str, before: str) -> str:
     operand = Operand(0, 128, 256, 0)
     text = copy_in(4096).replace("fence.proxy.async.shared::cta;", fence)
-    text = text.replace("%g0", "%g0").replace("ld.global.b32 %v, [%from", "mov.b32 %v, 0;//")
+    text = text.replace("ld.global.b32 %v, [%from", "mov.b32 %v, 0;//")
     setup = ".reg .pred %yes;\n.reg .b64 %a, %b;\n.reg .b32 %d<4>;\nsetp.eq.u32 %yes, %thread, %thread;"
     issue = product(8, "bf16", "%a", "%b", ["%d0", "%d1", "%d2", "%d3"], "%yes, 1, 1, 0, 0")
     return "\n".join([setup, text, descriptor("%a", operand), descriptor("%b", operand), before, issue])

@@ -6,14 +6,14 @@ from pathlib import Path
 
 import numpy as np
 
-from . import arithmetic, matrices, memory, warps
+from . import arithmetic, matrices, memory, tma, warps
 from .program import Program
 
 INSTRUCTIONS, OPS = (Path(__file__).with_name(f"{name}.npz") for name in ("instructions", "ops"))
 
 
 def programs() -> Iterator[Program]:
-    for family in (arithmetic, memory, warps, matrices):
+    for family in (arithmetic, memory, tma, warps, matrices):
         yield from family.programs()
 
 

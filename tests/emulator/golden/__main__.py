@@ -2,7 +2,7 @@
 
     python -m tests.emulator.golden --write FOLDER [--instructions]
 
-    instructions.npz   the outputs of the programs of arithmetic.py, memory.py, warps.py and matrices.py
+    instructions.npz   the outputs of the programs of the files beside this one
     ops.npz            the outputs of the calls in ops.py; needs a build of dsa_ext (without it: --instructions)
     functions.xz       ex2 and lg2 of many numbers, from which the emulator's tables are made; not in the repository
 

@@ -1,16 +1,16 @@
-"""Programs of loads, stores, atomic operations and copies: cp.async, bulk copies and TMA."""
+"""Programs of loads, stores, atomic operations, cp.async and bulk copies."""
 
 import re
 
 import numpy as np
 
-from .program import Program, TensorMap, kernel
+from .program import Program, kernel
 
 BARRIER = 0  # where shared memory holds the mbarrier
 DATA = 1024  # and the data
 
 
-def _numbered(count: int, seed: int) -> np.ndarray:
+def random_bytes(count: int, seed: int) -> np.ndarray:
     return np.random.RandomState(seed).randint(0, 256, count).astype(np.uint8)
 
 
@@ -50,7 +50,7 @@ def load_store() -> Program:
     for load, between in through.items():
         out([f"{load}.v2.b64 {whole[0]};", *between, f"st.global.v2.b64 {whole[1]};"])
     ptx = kernel("\n".join(body), 2, shared=1)
-    arrays = {"in": _numbered(32 * 32, 2), "out": np.zeros((count, 32 * 32), np.uint8)}
+    arrays = {"in": random_bytes(32 * 32, 2), "out": np.zeros((count, 32 * 32), np.uint8)}
     return Program("load_store", ptx, arrays, shared=32 * 32)
 
 
@@ -147,7 +147,7 @@ def cp_async() -> Program:
     body.append(f"cp.async.cg.shared.global [%s], [%from + 512], 16;\n{_arrive_and_wait()}")
     body.append(_shared_to_out(0).replace("%to", f"%to + {512 * len(copies)}").replace(f" + {0 * 512}]", "]", 1))
     ptx = kernel("\n".join(body), 2, shared=1)
-    arrays = {"in": _numbered(1024, 4), "out": np.zeros((len(copies) + 1, 512), np.uint8)}
+    arrays = {"in": random_bytes(1024, 4), "out": np.zeros((len(copies) + 1, 512), np.uint8)}
     return Program("cp_async", ptx, arrays, shared=DATA + 512 * len(copies), rows=tuple(map(str, copies)))
 
 
@@ -199,100 +199,9 @@ cp.async.bulk.wait_group.read 0;
 cp.async.bulk.wait_group 0;
 stored:
 """
-    arrays = {"in": _numbered(1024, 5), "out": np.zeros(1040, np.uint8)}
+    arrays = {"in": random_bytes(1024, 5), "out": np.zeros(1040, np.uint8)}
     return Program("bulk", kernel(body, 2, shared=1), arrays, shared=DATA + 2048)
 
 
-# element bytes, swizzle, columns, rows, box, start: inside, over every edge, wholly outside
-_LOADS = [
-    *((2, swizzle, 64, 24, (swizzle // 2 or 64, 16), (0, 3)) for swizzle in (0, 32, 64, 128)),
-    *((1, swizzle, 160, 40, (swizzle, 32), (32, 5)) for swizzle in (32, 64, 128)),
-    *((2, 128, 72, 16, (64, 16), start) for start in ((40, 0), (-24, 0), (0, 9), (0, -5), (61, 14), (-3, -1), (80, 0))),
-    (2, 0, 24, 4, (64, 8), (0, 0)),
-    (1, 128, 144, 9, (128, 16), (19, -4)),
-]
-
-
-def tma_loads() -> list[Program]:
-    """A box is loaded; the shared memory is stored as it lies."""
-    programs = []
-    for n, (element, swizzle, columns, rows, box, start) in enumerate(_LOADS):
-        size = box[0] * box[1] * element
-        pitch = (columns * element + 15) // 16 * 16
-        body = f"""
-.reg .pred P, %first;
-.reg .b32 %s, %a, %v;
-.reg .b64 %x;
-setp.eq.u32 %first, %thread, 0;
-@%first mbarrier.init.shared.b64 [%window + {BARRIER}], 1;
-fence.proxy.async.shared::cta;
-bar.sync 0;
-@!%first bra loaded;
-mbarrier.arrive.expect_tx.shared.b64 _, [%window + {BARRIER}], {size};
-add.u32 %s, %window, {DATA};
-cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes
-  [%s], [%m0, {{{start[0]}, {start[1]}}}], [%window + {BARRIER}];
-loaded:
-{wait_for(BARRIER, 0, "tma")}
-mul.lo.u32 %a, %thread, 4;
-mul.wide.u32 %x, %thread, 4;
-add.u64 %g1, %g1, %x;
-add.u32 %a, %a, %window;
-"""
-        moves = [f"ld.shared.b32 %v, [%a + {DATA + i}];\nst.global.b32 [%g1 + {i}], %v;" for i in range(0, size, 512)]
-        data = _numbered(pitch * rows, 6 + n)
-        box_map = TensorMap("in", element, (columns, rows), (pitch,), box, swizzle)
-        name = f"tma_load_{n}"
-        programs.append(
-            Program(
-                name,
-                kernel(body + "\n".join(moves), 2, maps=1, shared=1),
-                {"in": data, "out": np.zeros(size, np.uint8)},
-                maps=(box_map,),
-                threads=128,
-                shared=DATA + size,
-                rows=(f"element bytes {element}, swizzle {swizzle}, box {box} of {columns} x {rows} at {start}",),
-            )
-        )
-    return programs
-
-
-def tma_stores() -> list[Program]:
-    """A box is stored, of which a part lies outside."""
-    programs = []
-    for n, (element, swizzle, columns, rows, box, start) in enumerate(_LOADS[:4] + _LOADS[7:12] + _LOADS[-1:]):
-        size = box[0] * box[1] * element
-        pitch = (columns * element + 15) // 16 * 16
-        moves = [f"ld.global.b32 %v, [%g0 + {i}];\nst.shared.b32 [%a + {i}], %v;" for i in range(0, size, 512)]
-        body = f"""
-.reg .pred %first;
-.reg .b32 %a, %v;
-.reg .b64 %x;
-mul.lo.u32 %a, %thread, 4;
-mul.wide.u32 %x, %thread, 4;
-add.u64 %g0, %g0, %x;
-add.u32 %a, %a, %window;
-{chr(10).join(moves)}
-fence.proxy.async.shared::cta;
-bar.sync 0;
-setp.ne.u32 %first, %thread, 0;
-@%first ret;
-cp.async.bulk.tensor.2d.global.shared::cta.bulk_group [%m0, {{{start[0]}, {start[1]}}}], [%window];
-cp.async.bulk.commit_group;
-cp.async.bulk.wait_group 0;
-"""
-        programs.append(
-            Program(
-                f"tma_store_{n}",
-                kernel(body, 2, maps=1, shared=1),
-                {"in": _numbered(size, 30 + n), "out": np.full(pitch * rows, 0xEE, np.uint8)},
-                maps=(TensorMap("out", element, (columns, rows), (pitch,), box, swizzle),),
-                threads=128,
-                shared=size,
-            )
-        )
-    return programs
-
-
 def programs() -> list[Program]:
-    return [load_store(), atomics(), cp_async(), bulk(), *tma_loads(), *tma_stores()]
+    return [load_store(), atomics(), cp_async(), bulk()]
