@@ -44,6 +44,7 @@ def write_instructions(gpu: Gpu, path: Path) -> bool:
         except RuntimeError as error:
             print(error, flush=True)
             failed = True
+            gpu.recover()
             continue
         results |= {f"{program.name}.{name}": narrowed(array) for name, array in outputs.items()}
     np.savez_compressed(path, **results)

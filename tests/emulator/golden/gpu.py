@@ -41,12 +41,20 @@ class Gpu:
     def __init__(self) -> None:
         self.driver = ctypes.CDLL("libcuda.so.1")
         self._call("cuInit", 0)
-        context = ctypes.c_void_p()
-        self._call("cuDevicePrimaryCtxRetain", ctypes.byref(context), 0)
-        self._call("cuCtxSetCurrent", context)
+        self._enter()
         name = ctypes.create_string_buffer(100)
         self._call("cuDeviceGetName", name, 100, 0)
         self.name = name.value.decode()
+
+    def _enter(self) -> None:
+        context = ctypes.c_void_p()
+        self._call("cuDevicePrimaryCtxRetain", ctypes.byref(context), 0)
+        self._call("cuCtxSetCurrent", context)
+
+    def recover(self) -> None:
+        """After a program has failed, all others would fail in the same context."""
+        self._call("cuDevicePrimaryCtxReset_v2", 0)
+        self._enter()
 
     def run(self, program: Program) -> dict[str, np.ndarray]:
         module, function = ctypes.c_void_p(), ctypes.c_void_p()

@@ -55,7 +55,7 @@ def kernel(body: str, arrays: int, maps: int = 0, shared: int = 0, cluster: int 
         ".reg .b32 %thread, %window;",
         "mov.u32 %thread, %tid.x;",
     ]
-    lines = [*lines, *(f"mov.b64 %m{n}, map{n};" for n in range(maps))]
+    lines = [*lines, *(f"mov.b64 %m{n}, map{n};\ncvta.param.u64 %m{n}, %m{n};" for n in range(maps))]
     lines += [f"ld.param.u64 %g{n}, [array{n}];\ncvta.to.global.u64 %g{n}, %g{n};" for n in range(arrays)]
     if shared:
         lines.append("mov.u32 %window, dynamic;")
