@@ -25,7 +25,7 @@ def load_store() -> Program:
 
     def out(stores: list[str]) -> None:
         nonlocal count
-        body.extend(text.replace("TO", f"%to + {count * 32 * 32}") for text in stores)
+        body.extend(re.sub(r"TO(\d*)", lambda m: f"%to + {count * 1024 + int(m[1] or 0)}", text) for text in stores)
         count += 1
 
     for t in loads:
@@ -34,9 +34,9 @@ def load_store() -> Program:
         parts = int(t[1])
         letter, size = ("D", 8) if "64" in t else ("E", 4) if "32" in t else ("H", 2)
         names = ", ".join(f"{letter}{n}" for n in range(parts))
-        stores = [f"st.global.b{8 * size} [TO + {size * n}], {letter}{n};" for n in range(parts)]
+        stores = [f"st.global.b{8 * size} [TO{size * n}], {letter}{n};" for n in range(parts)]
         out([f"ld.global.{t} {{{names}}}, [%from + 16];", *stores])
-        out([f"ld.global.{t} {{{names}}}, [%from];", f"st.global.{t} [TO + 16], {{{names}}};"])
+        out([f"ld.global.{t} {{{names}}}, [%from];", f"st.global.{t} [TO16], {{{names}}};"])
     whole = "{D0, D1}, [%from]", "[TO], {D0, D1}"
     through = {
         "ld.global.nc": ["st.shared.v2.b64 [%s], {D0, D1};", "ld.shared.v2.b64 {D0, D1}, [%s];"],
@@ -145,14 +145,15 @@ def cp_async() -> Program:
         if n < 1 or n >= 4:
             body.append(_shared_to_out(n))
     body.append(f"cp.async.cg.shared.global [%s], [%from + 512], 16;\n{_arrive_and_wait()}")
-    body.append(_shared_to_out(0).replace("%to", f"%to + {512 * len(copies)}").replace(f" + {0 * 512}]", "]", 1))
+    body.append(_shared_to_out(0, len(copies)))
     ptx = kernel("\n".join(body), 2, shared=1)
     arrays = {"in": random_bytes(1024, 4), "out": np.zeros((len(copies) + 1, 512), np.uint8)}
     return Program("cp_async", ptx, arrays, shared=DATA + 512 * len(copies), rows=tuple(map(str, copies)))
 
 
-def _shared_to_out(row: int) -> str:
-    return f"ld.shared.v2.b64 {{D0, D1}}, [%s + {row * 512}];\nst.global.v2.b64 [%to + {row * 512}], {{D0, D1}};"
+def _shared_to_out(row: int, to: int | None = None) -> str:
+    to = row if to is None else to
+    return f"ld.shared.v2.b64 {{D0, D1}}, [%s + {row * 512}];\nst.global.v2.b64 [%to + {to * 512}], {{D0, D1}};"
 
 
 def _arrive_and_wait() -> str:

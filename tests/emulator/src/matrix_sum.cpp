@@ -11,7 +11,6 @@ namespace {
 constexpr i32 kZeroExponent = -1000;  // of a product that is zero: below every other's
 constexpr i32 kLeastLargest = -133;   // the largest term's exponent is at least this
 constexpr i32 kLeastNormal = -126;    // of float32
-constexpr u32 kNan = 0x7fffffff;
 
 // A number as mantissa * 2^exponent, with the mantissa in [1, 2), or in (0, 1) for subnormal ones.
 struct Parts {
