@@ -33,6 +33,16 @@ def test_unknown_instruction(text, emulator):
     assert re.search(r"does not know\s+in test, cta 0 0 0, warp 0, lanes [0f]{8}\s+at " + re.escape(text), report)
 
 
+def test_text_that_is_not_understood(emulator):
+    for body, report in (
+        ("ld.global.b32 %thread, [%g0 + 4 + 4];", "4 + 4 is not a number"),
+        ("mov.b32 %thread, %other;", "unknown register %other"),
+    ):
+        program = Program("broken", kernel(body, 1), {"out": np.zeros(4, np.uint32)}, ())
+        with pytest.raises(RuntimeError, match=re.escape(report)):
+            emulated.run(emulator, program)
+
+
 def test_unknown_instruction_that_is_not_reached(emulator):
     body = ".reg .b32 %v;\n.reg .pred P;\nsetp.gt.u32 P, %thread, 99;\n@P cos.approx.f32 %v, %v;"
     program = Program("fine", kernel(body, 1), {"out": np.zeros(1, np.uint32)}, ())
