@@ -1,5 +1,6 @@
 // Atomic operations; lanes take part in their order.
 #include "families.h"
+#include "formats.h"
 #include "memory.h"
 #include "registers.h"
 
@@ -30,6 +31,12 @@ T combine(u32 operation, T old, T operand, T third) {
   fault("no such atomic operation on floats");
 }
 
+// In global memory subnormal numbers are flushed, in shared memory not.
+float add_floats(float a, float b, bool shared) {
+  float const sum = shared ? a + b : flush(flush(a) + flush(b));
+  return sum == sum ? sum : std::bit_cast<float>(kNan);
+}
+
 // i.option: the operation; i.has_result: atom, not red
 template <class T>
 void atomic(Warp& w, Instruction const& i, u32 mask) {
@@ -42,7 +49,12 @@ void atomic(Warp& w, Instruction const& i, u32 mask) {
   for_lanes(mask, [&](int l) {
     u8* const place = memory(w, l, addresses[l], sizeof(T), i);
     old[l] = load<T>(place);
-    T const now = combine<T>(i.option, old[l], b[l], c[l]);
+    T now;
+    if constexpr (std::is_same_v<T, float>)
+      now = i.option == kAdd ? add_floats(old[l], b[l], is_shared(i, addresses[l]))
+                             : combine<T>(i.option, old[l], b[l], c[l]);
+    else
+      now = combine<T>(i.option, old[l], b[l], c[l]);
     std::memcpy(place, &now, sizeof(T));
     if (is_shared(i, addresses[l])) note_write(w, l, u32(addresses[l]), sizeof(T));
   });

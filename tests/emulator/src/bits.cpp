@@ -66,7 +66,8 @@ void insert_field(Warp& w, Instruction const& i, u32 mask) {
   u32 const *const position = read<u32>(w, i.operands[3], sp), *const length = read<u32>(w, i.operands[4], sl);
   constexpr u32 kBits = 8 * sizeof(T);
   for (int l = 0; l < kLanes; ++l) {
-    u32 const p = position[l] & 255, n = length[l] & 255;
+    // Beyond 255 neither is defined; this is what the device does.
+    u32 const p = kBits == 32 ? position[l] & 255 : position[l], n = length[l] & 255;
     T const bits = n >= kBits ? T(~T(0)) : T((T(1) << n) - 1);
     result[l] = p >= kBits ? base[l] : T((base[l] & ~(bits << p)) | ((field[l] & bits) << p));
   }

@@ -114,9 +114,10 @@ EXPORT int emu_run_ptx(char const* ptx, unsigned grid, unsigned threads, unsigne
   std::unique_ptr<Module>& module = modules[ptx];
   try {
     if (module == nullptr) {
-      module = std::make_unique<Module>();
-      module->kernels = parse_module(ptx, module->variables);
-      module->parsed = true;
+      auto parsed = std::make_unique<Module>();
+      parsed->kernels = parse_module(ptx, parsed->variables);
+      parsed->parsed = true;
+      module = std::move(parsed);
     }
     runtime().functions[module.get()] = {.module = module.get(), .name = "test"};
   } catch (Fault const& fault) {

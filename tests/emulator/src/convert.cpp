@@ -29,11 +29,11 @@ constexpr auto ue8m0x2_to_bf16x2 = [](u16 x) {
   return u32(bf16_from_ue8m0(u8(x >> 8))) << 16 | bf16_from_ue8m0(u8(x));
 };
 
-// Saturates; NaN gives 0.
+// Saturates; NaN gives 0, or of 64 bits the highest alone.
 template <class To, auto round>
 constexpr auto to_integer = [](float x) {
   using Limits = std::numeric_limits<To>;
-  if (x != x) return To(0);
+  if (x != x) return sizeof(To) == 8 ? To(1ull << 63) : To(0);
   double const r = round(double(x));
   return r <= double(Limits::min()) ? Limits::min() : r >= double(Limits::max()) ? Limits::max() : To(r);
 };

@@ -46,7 +46,18 @@ constexpr auto on_pairs = [](auto... x) {
   for (int i = 0; i < 2; ++i) result |= u64(std::bit_cast<u32>(f(std::bit_cast<float>(u32(x >> 32 * i))...))) << 32 * i;
   return result;
 };
-// One rounding to float32 and one to bf16 are as good as one for sums and products of bf16.
+// One rounding to float32 and one to bf16 are as good as one for sums and products of bf16. Of products and sums in
+// one, what float32 leaves out shows in its last bit.
+constexpr auto fused_bf16 = [](float a, float b, float c) {
+  double const product = double(a) * b, sum = product + c, from_c = sum - product;
+  double const rest = (product - (sum - from_c)) + (c - from_c);
+  float const rounded = float(sum);
+  bool const exact = rest == 0 && double(rounded) == sum;
+  u32 bits = std::bit_cast<u32>(rounded);
+  if (exact || rounded != rounded || (bits & ~kSignMask) >= kExponentMask) return rounded;
+  bool const away = std::fabs(rounded) > std::fabs(sum) || (double(rounded) == sum && (rest < 0) == (sum > 0));
+  return std::bit_cast<float>((bits - away) | 1);
+};
 template <auto f>
 constexpr auto on_bf16 = [](auto... x) { return to_bf16(f(from_bf16(u16(x))...)); };
 template <auto f>
@@ -73,8 +84,8 @@ Execute three(std::string const& type, bool ftz) {
     return ftz ? ternary<float, float, float, float, flushing<f>> : ternary<float, float, float, float, f>;
   if (type == "f32x2")
     return ftz ? ternary<u64, u64, u64, u64, on_pairs<flushing<f>>> : ternary<u64, u64, u64, u64, on_pairs<f>>;
-  if (type == "bf16" && !ftz) return ternary<u16, u16, u16, u16, on_bf16<f>>;
-  if (type == "bf16x2" && !ftz) return ternary<u32, u32, u32, u32, on_bf16_pairs<f>>;
+  if (type == "bf16" && !ftz) return ternary<u16, u16, u16, u16, on_bf16<fused_bf16>>;
+  if (type == "bf16x2" && !ftz) return ternary<u32, u32, u32, u32, on_bf16_pairs<fused_bf16>>;
   return nullptr;
 }
 

@@ -8,6 +8,7 @@
 namespace emu {
 
 constexpr u32 kExponentMask = 0x7f800000, kSignMask = 0x80000000;
+constexpr u32 kNan = 0x7fffffff;  // what instructions make where they make one
 
 // Subnormal numbers become zeros of their sign.
 inline float flush(float x) {
@@ -24,7 +25,10 @@ inline u16 to_bf16(float x) {
   return u16((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
 }
 
-inline float from_f16(u16 x) { return float(std::bit_cast<_Float16>(x)); }
+inline float from_f16(u16 x) {
+  float const value = float(std::bit_cast<_Float16>(x));
+  return value == value ? value : std::bit_cast<float>(kNan);
+}
 inline u16 to_f16(float x) { return x != x ? 0x7fff : std::bit_cast<u16>(_Float16(x)); }
 
 inline float from_e4m3(u8 x) {

@@ -8,9 +8,20 @@ namespace {
 constexpr auto add = [](auto a, auto b) { return decltype(a)(a + b); };
 constexpr auto subtract = [](auto a, auto b) { return decltype(a)(a - b); };
 constexpr auto multiply = [](auto a, auto b) { return decltype(a)(a * b); };
-// By zero: all ones, and the dividend as remainder, as the hardware's routines give.
-constexpr auto divide = [](auto a, auto b) { return b != 0 ? decltype(a)(a / b) : decltype(a)(-1); };
-constexpr auto remainder = [](auto a, auto b) { return b != 0 ? decltype(a)(a % b) : a; };
+// By zero: all ones, the remainder too, as the device's routines give. Of the least number by -1, which stops the CPU:
+// itself, and 0.
+template <class T>
+constexpr bool is_minus_one(T b) {
+  return std::is_signed_v<T> && b == T(-1);
+}
+constexpr auto divide = [](auto a, auto b) {
+  using T = decltype(a);
+  return b == 0 ? T(-1) : is_minus_one(b) ? T(0 - a) : T(a / b);
+};
+constexpr auto remainder = [](auto a, auto b) {
+  using T = decltype(a);
+  return b == 0 ? T(-1) : is_minus_one(b) ? T(0) : T(a % b);
+};
 constexpr auto minimum = [](auto a, auto b) { return a < b ? a : b; };
 constexpr auto maximum = [](auto a, auto b) { return a > b ? a : b; };
 constexpr auto negate = [](auto a) { return decltype(a)(-a); };

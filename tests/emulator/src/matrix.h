@@ -33,4 +33,28 @@ void fetch(Cta& cta, MatrixDescriptor const& d, Part part, bool across, Element 
 // D [m, n] float32 (+)= A [m, 16] * B [n, 16]
 void multiply(u16 const* a, u16 const* b, float* d, int m, int n, bool accumulate);
 
+// --- the same in two steps, for several A (matrix_sum.cpp)
+
+// How tensor cores sum the products of one element of D, and its old value: exactly, but that every term is first cut,
+// towards zero, to so many fraction bits of the largest term's exponent, and the sum to so many of its own.
+struct Summation {
+  int depth;            // products
+  int fraction;         // bits kept of a term
+  int result_fraction;  // bits kept of the sum
+  int least_exponent;   // of an element: smaller numbers are subnormal
+};
+constexpr Summation kBf16Sums{16, 25, 23, -126}, kHopperFp8Sums{32, 13, 13, -6};
+
+// A matrix B [n, depth], taken apart: [depth][n]. Columns beyond n, up to a multiple of kSumLanes, are zero.
+constexpr int kMaxDepth = 32, kMaxColumns = 256, kSumLanes = 16;
+struct RightTerms {
+  alignas(64) float mantissa[kMaxDepth][kMaxColumns];  // with the sign; below 2
+  alignas(64) i32 exponent[kMaxDepth][kMaxColumns];
+  bool special[kMaxColumns];  // a column with NaN or infinity
+  u16 elements[kMaxColumns * kMaxDepth];
+
+  void take_apart(Summation const& sums, int n);  // the elements [n, depth], which stand there already
+};
+void multiply(Summation const& sums, u16 const* a, RightTerms const& b, float* d, int m, int n, bool accumulate);
+
 }  // namespace emu

@@ -74,6 +74,16 @@ CUresult encode_tiled(CUtensorMap* out, CUtensorMapDataType type, cuuint32_t ran
 
 extern "C" {
 
+// For the emulator's own tests (golden/emulated.py): cuTensorMapEncodeTiled.
+__attribute__((visibility("default"))) CUresult
+emu_encode_tensor_map(CUtensorMap* out, CUtensorMapDataType type, cuuint32_t rank, void* address,
+                      cuuint64_t const* sizes, cuuint64_t const* strides, cuuint32_t const* box,
+                      cuuint32_t const* element_strides, CUtensorMapInterleave interleave, CUtensorMapSwizzle swizzle,
+                      CUtensorMapL2promotion promotion, CUtensorMapFloatOOBfill fill) {
+  return emu::encode_tiled(out, type, rank, address, sizes, strides, box, element_strides, interleave, swizzle,
+                           promotion, fill);
+}
+
 cudaError_t cudaMalloc(void** memory, size_t bytes) {
   constexpr size_t kAlign = 512;
   std::lock_guard const guard(emu::runtime().lock);

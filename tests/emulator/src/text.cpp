@@ -49,9 +49,12 @@ bool starts_with_digit(std::string_view text) {
 u64 parse_number(std::string const& text) {
   if (text.size() > 2 && text[0] == '0' && std::string("fFdD").find(text[1]) != std::string::npos)
     return strtoull(text.c_str() + 2, nullptr, 16);
-  if (text.find('.') != std::string::npos) return std::bit_cast<u32>(strtof(text.c_str(), nullptr));
-  if (text[0] == '-') return u64(strtoll(text.c_str(), nullptr, 0));
-  return strtoull(text.c_str(), nullptr, 0);
+  char* end;
+  u64 const number = text.find('.') != std::string::npos ? std::bit_cast<u32>(strtof(text.c_str(), &end))
+                     : text[0] == '-'                    ? u64(strtoll(text.c_str(), &end, 0))
+                                                         : strtoull(text.c_str(), &end, 0);
+  if (*end != 0 && strcmp(end, "U") != 0) fault("%s is not a number", text.c_str());
+  return number;
 }
 
 }  // namespace emu

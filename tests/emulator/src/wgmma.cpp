@@ -21,7 +21,7 @@ Warp& sibling(Warp& w, int n) { return w.cta->warps[w.id / 4 * 4 + n]; }
 struct RightOperand {
   u64 descriptor = 0;
   bool fetched = false;
-  u16 elements[256 * kStepK];
+  RightTerms terms;
 };
 RightOperand right_operand;
 
@@ -54,10 +54,10 @@ struct Product {
   std::vector<u32> fragment;  // the left operand in registers: four of each lane
   bool accumulate, left_across, right_across;
 
-  void fetch_left(Cta& cta, int first, Element element, u16* a) const {
+  void fetch_left(Cta& cta, int depth, Element element, u16* a) const {
     if (fragment.empty()) {
       int const first_row = warp->id % 4 * kRows;
-      fetch(cta, MatrixDescriptor::of_wgmma(left), {first_row, kRows, first, kStepK}, left_across, element, a);
+      fetch(cta, MatrixDescriptor::of_wgmma(left), {first_row, kRows, 0, depth}, left_across, element, a);
       return;
     }
     for (int r = 0; r < 4; ++r)
@@ -73,23 +73,23 @@ struct Product {
     int const n = instruction->count;
     bool const fp8 = instruction->option & kFp8;
     Element const element = fp8 ? Element::kE4m3 : Element::kBf16;
+    Summation const& sums = fp8 ? kHopperFp8Sums : kBf16Sums;
     auto const& accumulators = instruction->operands[0].parts;
     thread_local float d[kRows * 256];
     for (int r = 0; r < n / 2; ++r) {
       float const* const lanes = register_lanes<float>(*warp, accumulators[r]);
       for (int l = 0; l < kLanes; ++l) d[row_of(l, r) * n + column_of(l, r)] = lanes[l];
     }
-    for (int step = 0; step < (fp8 ? 2 : 1); ++step) {
-      u16 a[kRows * kStepK];
-      fetch_left(cta, step * kStepK, element, a);
-      if (!right_operand.fetched || right_operand.descriptor != right || fp8) {
-        fetch(cta, MatrixDescriptor::of_wgmma(right), {0, n, step * kStepK, kStepK}, right_across, element,
-              right_operand.elements);
-        right_operand.descriptor = right;
-        right_operand.fetched = true;
-      }
-      multiply(a, right_operand.elements, d, kRows, n, accumulate || step > 0);
+    u16 a[kRows * kMaxDepth];
+    fetch_left(cta, sums.depth, element, a);
+    if (!right_operand.fetched || right_operand.descriptor != right) {
+      RightTerms& terms = right_operand.terms;
+      fetch(cta, MatrixDescriptor::of_wgmma(right), {0, n, 0, sums.depth}, right_across, element, terms.elements);
+      terms.take_apart(sums, n);
+      right_operand.descriptor = right;
+      right_operand.fetched = true;
     }
+    multiply(sums, a, right_operand.terms, d, kRows, n, accumulate);
     for (int r = 0; r < n / 2; ++r) {
       float* const lanes = register_lanes<float>(*warp, accumulators[r]);
       for (int l = 0; l < kLanes; ++l) lanes[l] = d[row_of(l, r) * n + column_of(l, r)];

@@ -1,0 +1,109 @@
+"""What stops a run: each program breaks one rule, and the report says which, where."""
+
+import re
+
+import numpy as np
+import pytest
+
+from .golden import emulated
+from .golden.matrices import Operand, copy_in, descriptor, product
+from .golden.memory import wait_for
+from .golden.program import Program, kernel
+
+
+def stopped(emulator, body: str, shared: int = 256, threads: int = 32, arrays: int = 1) -> str:
+    data = {f"array{n}": np.zeros(64, np.uint32) for n in range(arrays)}
+    program = Program("broken", kernel(body, arrays, shared=shared), data, (), threads=threads, shared=shared)
+    with pytest.raises(RuntimeError) as error:
+        emulated.run(emulator, program)
+    assert "in test, cta 0 0 0" in str(error.value) or "deadlock" in str(error.value)
+    return str(error.value)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "cos.approx.f32 %v, %v",  # no family has it
+        "add.sat.s32 %v, %v, %v",  # a form of one that is known
+        "mul.hi.u16 %h, %h, %h",  # a type
+    ],
+)
+def test_unknown_instruction(text, emulator):
+    report = stopped(emulator, f".reg .b32 %v;\n.reg .b16 %h;\nmov.b32 %v, 0;\nmov.b16 %h, 0;\n{text};")
+    assert re.search(r"does not know\s+in test, cta 0 0 0, warp 0, lanes [0f]{8}\s+at " + re.escape(text), report)
+
+
+def test_text_that_is_not_understood(emulator):
+    for body, report in (
+        ("ld.global.b32 %thread, [%g0 + 4 + 4];", "4 + 4 is not a number"),
+        ("mov.b32 %thread, %other;", "unknown register %other"),
+    ):
+        program = Program("broken", kernel(body, 1), {"out": np.zeros(4, np.uint32)}, ())
+        with pytest.raises(RuntimeError, match=re.escape(report)):
+            emulated.run(emulator, program)
+
+
+def test_unknown_instruction_that_is_not_reached(emulator):
+    body = ".reg .b32 %v;\n.reg .pred P;\nsetp.gt.u32 P, %thread, 99;\n@P cos.approx.f32 %v, %v;"
+    program = Program("fine", kernel(body, 1), {"out": np.zeros(1, np.uint32)}, ())
+    emulated.run(emulator, program)
+
+
+def test_bounds(emulator):
+    load = ".reg .b32 %v;\nld.global.b32 %v, [%g0 + 256];"
+    assert re.search(r"4 bytes, is outside every allocation.*ld\.global\.b32 %v", stopped(emulator, load))
+    assert "is outside the CTA's" in stopped(emulator, ".reg .b32 %v;\nld.shared.b32 %v, [%window + 256];")
+    store = "st.global.b32 [%g0 + -4], 0;"
+    assert "outside every allocation" in stopped(emulator, store)
+
+
+def test_deadlock(emulator):
+    body = """
+.reg .pred P;
+setp.lt.u32 P, %thread, 32;
+@P bar.sync 3, 96;
+@!P bar.sync 5, 64;
+"""
+    report = stopped(emulator, body, threads=64)
+    assert "barrier 3: 32 of 96 threads" in report and "barrier 5: 32 of 64 threads" in report
+    body = f".reg .pred P;\nmbarrier.init.shared.b64 [%window], 40;\n{wait_for(0, 0, 'ever')}"
+    assert re.search(r"mbarrier at dynamic offset 0, parity 0: phase 0, 40 of 40", stopped(emulator, body))
+
+
+def test_mbarriers_and_barriers(emulator):
+    assert "not initialised" in stopped(emulator, "mbarrier.arrive.shared.b64 _, [%window];")
+    twice = "mbarrier.init.shared.b64 [%window], 1;\nmbarrier.arrive.shared.b64 _, [%window], 2;"
+    assert "2 arrivals where 1 are pending" in stopped(emulator, twice)
+    assert "misaligned" in stopped(emulator, "mbarrier.init.shared.b64 [%window + 4], 1;")
+    other = ".reg .pred P;\nsetp.lt.u32 P, %thread, 32;\n@P bar.sync 1, 64;\n@!P bar.sync 1, 96;"
+    assert "elsewhere" in stopped(emulator, other, threads=64)
+
+
+def _wgmma(fence: str, before: str) -> str:
+    operand = Operand(0, 128, 256, 0)
+    text = copy_in(4096).replace("fence.proxy.async.shared::cta;", fence)
+    text = text.replace("ld.global.b32 %v, [%from", "mov.b32 %v, 0;//")
+    setup = ".reg .pred %yes;\n.reg .b64 %a, %b;\n.reg .b32 %d<4>;\nsetp.eq.u32 %yes, %thread, %thread;"
+    issue = product(8, "bf16", "%a", "%b", ["%d0", "%d1", "%d2", "%d3"], "%yes, 1, 1, 0, 0")
+    return "\n".join([setup, text, descriptor("%a", operand), descriptor("%b", operand), before, issue])
+
+
+def test_proxy_and_register_fences(emulator):
+    numbers = "\n".join(f"mov.b32 %d{n}, 0;" for n in range(4))
+    assert "proxy fence" in stopped(emulator, _wgmma("", numbers), shared=4096, threads=128)
+    late = _wgmma("fence.proxy.async;", numbers).replace("wgmma.fence.sync.aligned;", "")
+    assert "without a wgmma.fence" in stopped(emulator, late, shared=4096, threads=128)
+
+
+def test_copies(emulator):
+    copy = "cp.async.cg.shared.global [%window + 8], [%g0], 16;"
+    assert "misaligned" in stopped(emulator, copy)
+    bulk = """
+mbarrier.init.shared.b64 [%window], 32;
+.reg .b32 %s;
+add.u32 %s, %window, 24;
+cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%s], [%g0], 16, [%window];
+"""
+    assert "aligned to 16" in stopped(emulator, bulk)
+    trap = stopped(emulator, "trap;")
+    assert "the kernel stopped itself" in trap and "at trap" in trap
