@@ -40,13 +40,12 @@ def ops() -> list[Path]:
 
 
 def units(arch: str) -> dict[Path, Path]:
-    """object -> .cu source, of every complete op; none if nothing is made for that architecture."""
+    """object -> .cu source, of every complete op."""
     found = {}
     for target, (source, _) in kernels.units([arch]).items():
         if CSRC / source.relative_to(CSRC).parts[0] in ops():
             found[OUT / arch / target.relative_to(kernels.OUT)] = source
-    has_own = any(archs.FOLDERS[arch] in source.relative_to(CSRC).parts for source in found.values())
-    return found if has_own else {}
+    return found
 
 
 def build(selected: list[str]) -> None:
