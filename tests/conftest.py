@@ -16,7 +16,7 @@ def pytest_addoption(parser):
     parser.addoption(
         "--emulate",
         metavar="ARCH",
-        help="run the kernels for sm_90a or sm_100a on the CPU instead (docs/emulator.md); only tests that take a device",
+        help="run the kernels for sm_90a or sm_100a on the CPU (docs/emulator.md); only tests that take a device",
     )
 
 
