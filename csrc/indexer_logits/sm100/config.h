@@ -17,20 +17,24 @@ using namespace dsa::indexer;
 using e4m3 = cutlass::float_e4m3_t;
 using Barrier = cutlass::arch::ClusterTransactionBarrier;
 
-// Warps 0 to 3: producer, products, two that fill. Four warpgroups follow that sum. Registers: 64 + 4 * 112 = 512 of
-// 512 a lane of five warpgroups.
+// Warps 0 to 3: producer, products, two that fill. Four warpgroups follow that sum.
 constexpr int kSumGroups = 4, kFillWarps = 2;
 constexpr int kThreads = 128 * (1 + kSumGroups), kWarps = kThreads / 32;
-constexpr int kSumRegisters = 112;
-constexpr int kOtherRegisters = 64;
 constexpr int kSumWarps = 4 * kSumGroups, kWarpsOfGroup = 4;
+
+// Registers go from the first warpgroup to the others. What a CTA starts with is all that there is: were it less than
+// they ask for, they would wait forever.
+constexpr int kSumRegisters = 104;
+constexpr int kOtherRegisters = 64;
+constexpr int kStartRegisters = 65536 / kThreads / 8 * 8;
+static_assert(kOtherRegisters + kSumGroups * kSumRegisters <= (1 + kSumGroups) * kStartRegisters);
 
 // Up to so many requests, a CTA has found its part before it has read a plan.
 constexpr int kFewBlocks = 384;
 
 constexpr int kColumns = 256;     // of a product at most: queries times heads
 constexpr int kPartColumns = 64;  // that a warpgroup sums
-constexpr int kLoadColumns = 32;  // that a thread has in registers at a time
+constexpr int kLoadColumns = 16;  // that a thread has in registers at a time
 constexpr int kGroupKeys = 8;     // that lie in one page
 static_assert(kTileKeys == kTmemLanes && kPartColumns * kSumGroups == kColumns);
 
