@@ -100,6 +100,22 @@ def test_stale_plans(lens, per_token, device):
         assert torch.equal(out, want)
 
 
+@pytest.mark.parametrize("heads, next_n", [(8, 1), (64, 2), (64, 3)])
+def test_matches_definition_in_one_cta(heads, next_n, device):
+    """A plan that gives everything to one CTA: its buffers come round many times."""
+    if device == "cpu":
+        pytest.skip("the CPU has no plans")
+    case = PagedCase(batch=390, next_n=next_n, max_context_len=200, heads=heads, d=32, table="shuffled")
+    x = make_paged_inputs(case)
+    on_device = x.on(device)
+    plan = on_device.plan(dsa_ext.plan_paged_indexer_logits)
+    plan[2::2], plan[3::2] = 390, 0
+    plan[2:10:2] = 0  # where parts 0 to 3 begin
+    out = poisoned_out(case, device)
+    on_device.call(dsa_ext.paged_indexer_logits, plan=plan, out=out)
+    verify(out.cpu(), *expected_paged(x))
+
+
 def test_plan_into_a_buffer(device):
     x = make_paged_inputs(PagedCase(batch=5, next_n=2)).on(device)
     plan = x.plan(dsa_ext.plan_paged_indexer_logits)

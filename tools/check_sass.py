@@ -58,6 +58,10 @@ def instructions(tool: str, target: Path) -> dict[str, Counter]:
     return found
 
 
+def _listed(counts: dict[str, int]) -> str:
+    return " ".join(f"{name} {n}" for name, n in sorted(counts.items())) or "-"
+
+
 def main() -> int:
     tool, bad, seen = cuobjdump(), 0, 0
     for target, source in built_units():
@@ -70,7 +74,7 @@ def main() -> int:
             plain = Counter()
             for name, n in counts.items():
                 plain[name.split(".")[0]] += n
-            products = sum(n for name, n in plain.items() if matrix and re.fullmatch(matrix, name))
+            products = {name: n for name, n in plain.items() if matrix and re.fullmatch(matrix, name)}
             local = sum(plain[name] for name in LOCAL)
             tma = sum(n for name, n in plain.items() if TMA.fullmatch(name))
             faults = [
@@ -82,8 +86,8 @@ def main() -> int:
                 faults.append("local memory")
             bad, seen = bad + bool(faults), seen + 1
             print(
-                f"{'BAD' if faults else 'ok ':3} {target.relative_to(kernels.OUT)}  matrix {products}  tma {tma}  "
-                f"local {local}  instructions {counts.total()}  {kernel[:70]}"
+                f"{'BAD' if faults else 'ok ':3} {target.relative_to(kernels.OUT)}  matrix {_listed(products)}  "
+                f"tma {tma}  local {local}  instructions {counts.total()}  {kernel[:70]}"
                 + (f"  <- {', '.join(faults)}" if faults else "")
             )
     print(f"check_sass: {seen} kernels, {bad} bad")

@@ -30,6 +30,9 @@ constexpr IndexerLogitsImpl const* kImplList[] = {
 #ifdef DSA_SM90
     &sm90::kIndexerLogits,
 #endif
+#ifdef DSA_SM100
+    &sm100::kIndexerLogits,
+#endif
     nullptr,  // an array needs an element
 };
 constexpr std::span kImpls(kImplList, std::size(kImplList) - 1);

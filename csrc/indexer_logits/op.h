@@ -59,6 +59,9 @@ struct IndexerLogitsImpl {
 namespace sm90 {
 extern IndexerLogitsImpl const kIndexerLogits;
 }  // namespace sm90
+namespace sm100 {
+extern IndexerLogitsImpl const kIndexerLogits;
+}  // namespace sm100
 
 // The plan of paged calls (schedule.cuh), for devices with so many multiprocessors.
 struct IndexerPlanParams {

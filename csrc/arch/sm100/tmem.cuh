@@ -59,7 +59,10 @@ struct TmemMove<64> {
   using Store = cute::SM100_TMEM_STORE_32dp32b64x;
 };
 
-// By a whole warp: `kColumns` columns from `address` on, of each thread's lane.
+// Of a warp's first lane, whatever its warpgroup.
+__device__ __forceinline__ uint32_t tmem_lane_of_warp() { return threadIdx.x % 128 / 32 << 21; }
+
+// By a whole warp: `kColumns` columns from `address` on, whose lane is tmem_lane_of_warp; of each thread's own lane.
 template <int kColumns>
 __device__ __forceinline__ void load_tmem(uint32_t address, uint32_t (&to)[kColumns]) {
   [&]<size_t... i>(std::index_sequence<i...>) {

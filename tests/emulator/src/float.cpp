@@ -31,6 +31,9 @@ constexpr auto maximum = [](float a, float b) {
   if (a == b) return std::signbit(a) ? b : a;
   return a > b ? a : b;
 };
+template <auto f>  // .NaN: a NaN wins
+constexpr auto of_numbers =
+    [](float a, float b) { return a != a || b != b ? std::bit_cast<float>(0x7fffffffu) : f(a, b); };
 constexpr auto negate = [](float a) { return -a; };
 constexpr auto absolute = [](float a) { return std::fabs(a); };
 constexpr auto reciprocal = [](float a) { return 1.f / a; };
@@ -97,8 +100,10 @@ Execute decode_float(Instruction& i, Mnemonic& m) {
   m.take_type();
   bool const ftz = m.take("ftz"), f32 = type == "f32";
   if (i.operands.size() == 3) {
-    if (name == "min") return two<minimum>(type, ftz);
-    if (name == "max") return two<maximum>(type, ftz);
+    bool const nan = (name == "min" || name == "max") && m.take("NaN");
+    if (nan && !f32) return nullptr;
+    if (name == "min") return nan ? two<of_numbers<minimum>>(type, ftz) : two<minimum>(type, ftz);
+    if (name == "max") return nan ? two<of_numbers<maximum>>(type, ftz) : two<maximum>(type, ftz);
     m.take("rn");  // no other rounding is known
     if (name == "add") return two<add>(type, ftz);
     if (name == "sub") return two<subtract>(type, ftz);

@@ -74,6 +74,10 @@ struct Warp {
 
   CommitGroups copies, bulk_stores;
   std::deque<Task> tmem_loads, tmem_stores;
+  // tmem_use.h: when this warp last fenced; registers and columns (first, count) of loads under way
+  u64 fenced_before = 0, fenced_after = 0;
+  std::vector<u8> loading;
+  std::vector<std::pair<u32, u32>> tmem_columns_loading;
   std::vector<std::pair<u32, u32>> unfenced_shared;  // lane and 16-byte line (settings.proxy_fences)
 
   Group& group() { return groups[current]; }
@@ -81,6 +85,15 @@ struct Warp {
 
 struct NamedBarrier {
   u32 arrived = 0, expected = 0;
+};
+
+// Of a column, in a quarter of the lanes: its last write, and the last read since.
+struct TmemUse {
+  struct Access {
+    u32 user = 0;  // 0: none
+    u64 time = 0;
+  };
+  Access written, read;
 };
 
 struct Cta {
@@ -95,7 +108,8 @@ struct Cta {
   std::set<u32> mbarriers;  // offsets of those initialised
   std::vector<u32> tmem;    // 128 lanes x 512 columns
   u32 tmem_allocated = 0;
-  std::vector<u32> writer;  // of each 16-byte line written without a proxy fence since: thread + 1
+  std::vector<TmemUse> tmem_uses;  // 4 quarters x 512 columns
+  std::vector<u32> writer;         // of each 16-byte line written without a proxy fence since: thread + 1
   int threads;
 };
 

@@ -6,6 +6,7 @@
 #include "mbarrier.h"
 #include "registers.h"
 #include "report.h"
+#include "tmem_use.h"
 #include "wgmma.h"
 
 #ifdef __AVX2__
@@ -54,6 +55,7 @@ bool step(Warp& w) {
   u32 const mask = active_lanes(w, i, g.mask);
   if (i.flow == Instruction::kNext) {
     if (mask != 0) {
+      if (!w.loading.empty()) check_loading(w, i);
       i.execute(w, i, mask);
       if (g.wait != Group::kNone) return false;
       if (settings.wgmma_fences) note_register_writes(w, i);
@@ -291,6 +293,7 @@ class ClusterRun {
         if (!w.bulk_stores.empty()) fault("a bulk store still reads shared memory when the CTA ends");
       }
     }
+    if (!cluster_.tensor.empty()) fault("matrix products, or their commits, are still under way when the CTA ends");
     if (copies) fault("copies to shared memory are still under way when the CTA ends");
   }
 

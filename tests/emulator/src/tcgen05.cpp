@@ -4,6 +4,7 @@
 #include "mbarrier.h"
 #include "registers.h"
 #include "tmem.h"
+#include "tmem_use.h"
 
 namespace emu {
 namespace {
@@ -25,6 +26,7 @@ Shape shape_of(u32 descriptor, Element element) {
 
 struct Product {
   Cta* cta;
+  TmemUser user;
   int pair;  // 2 for a pair of CTAs
   Element element;
   bool weight_stationary, left_in_tmem, accumulate;
@@ -63,6 +65,12 @@ struct Product {
       fault("this form of tcgen05.mma is not emulated for fp8");
     int const parts = halves ? 2 : 1, columns = s.n / parts;
     u32 const column = tmem_column(to);
+    for (int c = 0; c < pair; ++c) {
+      Cta& member = pair_member(*cta, pair, c);
+      constexpr u32 kColumnsOfStep = 8;  // 32 bytes
+      if (left_in_tmem) note_tmem_read(user, {&member, tmem_column(u32(left)), kColumnsOfStep});
+      note_tmem_write(user, {&member, column, u32(columns)});
+    }
     for (int step = 0; step < step_count(); ++step) {
       std::vector<u16> b(size_t(s.n * kStepK)), a(size_t(rows * kStepK));
       fetch_right(s, step, b.data());
@@ -97,6 +105,7 @@ void issue(Warp& w, Instruction const& i, u32 mask) {
     Operand const& accumulate = o[o[4].kind == Operand::kVector ? 5 : 4];
     Product p{};
     p.cta = w.cta;
+    p.user = TmemUser::of_product(w);
     p.pair = i.option & kPair ? 2 : 1;
     p.element = i.option & kFp8 ? Element::kE4m3 : Element::kBf16;
     p.weight_stationary = i.option & kWeightStationary;
@@ -130,7 +139,8 @@ Execute decode_tcgen05(Instruction& i, Mnemonic& m) {
   if (m.root() != "tcgen05") return nullptr;
   bool const pair = m.take("cta_group::2");
   m.ignore({"cta_group::1"});
-  if (m.take("fence::before_thread_sync") || m.take("fence::after_thread_sync")) return do_nothing;
+  if (m.take("fence::before_thread_sync")) return fence_before_handover;
+  if (m.take("fence::after_thread_sync")) return fence_after_handover;
   if (m.take("commit")) {
     m.ignore({"mbarrier::arrive::one", "shared::cluster", "shared::cta", "b64", "multicast::cluster"});
     return commit;

@@ -7,6 +7,7 @@
 #include "matrix.h"
 #include "memory.h"
 #include "registers.h"
+#include "tmem_use.h"
 
 namespace emu {
 namespace {
@@ -23,7 +24,11 @@ void allocate(Warp& w, Instruction const& i, u32 mask) {
   if (address + columns > kTmemColumns)
     fault("%u more columns of tensor memory than are left would wait forever", columns);
   cta.tmem_allocated += columns;
-  if (cta.tmem.empty()) cta.tmem.assign(kTmemLanes * kTmemColumns, kPoison);
+  cta.tmem.resize(kTmemLanes * kTmemColumns);
+  for (u32 lane = 0; lane < kTmemLanes; ++lane) std::fill_n(&cta.tmem[lane * kTmemColumns + address], columns, kPoison);
+  cta.tmem_uses.resize(kTmemQuarters * kTmemColumns);
+  for (u32 quarter = 0; quarter < kTmemQuarters; ++quarter)
+    std::fill_n(&cta.tmem_uses[quarter * kTmemColumns + address], columns, TmemUse{});
   u64 const to = read_lane<u64>(w, i.operands[0].parts[0], first_lane(mask)) + i.operands[0].value;
   std::memcpy(shared_memory(cta, u32(to), 4), &address, 4);
 }
@@ -49,6 +54,10 @@ void load_tmem(Warp& w, Instruction const& i, u32 mask) {
   u32 const address = u32(read_lane<u64>(w, i.operands[1].parts[0], 0) + i.operands[1].value);
   u32 const column = tmem_column(address), first = first_tmem_lane(w, address);
   auto const& registers = i.operands[0].parts;
+  TmemPart const part = {w.cta, column, u32(registers.size()), w.id % int(kTmemQuarters)};
+  tmem_cell(*w.cta, first, column + part.count - 1);
+  note_tmem_read(TmemUser::of_warp(w), part);
+  note_tmem_load(w, i, part);
   auto const load = [&w, &registers, column, first, mask] {
     for (u32 n = 0; n < registers.size(); ++n) {
       Lanes<u32> values;
@@ -75,7 +84,9 @@ void store_tmem(Warp& w, Instruction const& i, u32) {
     values.insert(values.end(), lanes, lanes + kLanes);
   }
   Cta* const cta = w.cta;
-  auto store = [cta, values, column, first] {
+  auto store = [&w, cta, values, column, first] {
+    TmemPart const part = {cta, column, u32(values.size()) / kLanes, w.id % int(kTmemQuarters)};
+    note_tmem_write(TmemUser::of_warp(w), part);
     for (u32 n = 0; n < values.size(); ++n) tmem_cell(*cta, first + n % kLanes, column + n / kLanes) = values[n];
   };
   if (settings.schedule == Schedule::kLate)
@@ -88,7 +99,10 @@ void finish(std::deque<Task>& tasks) {
   for (Task const& task : tasks) task();
   tasks.clear();
 }
-void wait_loads(Warp& w, Instruction const&, u32) { finish(w.tmem_loads); }
+void wait_loads(Warp& w, Instruction const&, u32) {
+  finish(w.tmem_loads);
+  note_tmem_loads_done(w);
+}
 void wait_stores(Warp& w, Instruction const&, u32) { finish(w.tmem_stores); }
 
 // [tmem], shared matrix: i.count rows of 16 bytes (64 rows, which go to two halves of the lanes) or 32 (128 rows);
@@ -99,9 +113,10 @@ void copy_to_tmem(Warp& w, Instruction const& i, u32 mask) {
     u64 const descriptor = read_lane<u64>(w, i.operands[1], l);
     Cta& cta = *w.cta;
     int const rows = i.count, pair = int(i.option), words = rows == 128 ? 8 : 4;
-    complete_tensor(*cta.cluster, [=, &cta] {
+    complete_tensor(*cta.cluster, [=, &cta, user = TmemUser::of_product(w)] {
       for (int n = 0; n < pair; ++n) {
         Cta& member = pair_member(cta, pair, n);
+        note_tmem_write(user, {&member, column, u32(words)});
         std::vector<u16> elements(size_t(rows * words * 2));
         fetch(member, MatrixDescriptor::of_tcgen05(descriptor), {0, rows, 0, words * 2}, false, Element::kBf16,
               elements.data());

@@ -5,13 +5,13 @@
 
 namespace emu {
 
-constexpr u32 kTmemColumns = 512, kTmemLanes = 128;
+constexpr u32 kTmemColumns = 512, kTmemLanes = 128, kTmemQuarters = 4;
 
 inline u32 tmem_column(u32 address) { return address & 0xffff; }
 inline u32& tmem_cell(Cta& cta, u32 lane, u32 column) {
-  if (cta.tmem.empty()) fault("tensor memory is used, but none is allocated");
-  if (lane >= kTmemLanes || column >= kTmemColumns)
-    fault("tensor memory lane %u, column %u does not exist", lane, column);
+  if (lane >= kTmemLanes || column >= cta.tmem_allocated)
+    fault("tensor memory lane %u, column %u is outside of the %u columns that are allocated", lane, column,
+          cta.tmem_allocated);
   return cta.tmem[lane * kTmemColumns + column];
 }
 // The CTA, or for a pair's instruction the n-th of the pair.

@@ -1,0 +1,8 @@
+#include "indexer_logits/sm100/launch.cuh"
+
+namespace dsa::sm100::indexer_logits {
+template cudaError_t launch_paged<8, 32>(IndexerQueries const&, PagedIndexerKeys const&, cudaStream_t);
+template cudaError_t launch_paged<16, 32>(IndexerQueries const&, PagedIndexerKeys const&, cudaStream_t);
+template cudaError_t launch_paged<32, 32>(IndexerQueries const&, PagedIndexerKeys const&, cudaStream_t);
+template cudaError_t launch_paged<64, 32>(IndexerQueries const&, PagedIndexerKeys const&, cudaStream_t);
+}  // namespace dsa::sm100::indexer_logits
