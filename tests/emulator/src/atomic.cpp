@@ -1,6 +1,7 @@
 // Atomic operations; lanes take part in their order.
 #include "families.h"
 #include "memory.h"
+#include "races.h"
 #include "registers.h"
 
 namespace emu {
@@ -44,7 +45,9 @@ void atomic(Warp& w, Instruction const& i, u32 mask) {
     old[l] = load<T>(place);
     T const now = combine<T>(i.option, old[l], b[l], c[l]);
     std::memcpy(place, &now, sizeof(T));
-    if (is_shared(i, addresses[l])) note_write(w, l, u32(addresses[l]), sizeof(T));
+    if (!is_shared(i, addresses[l])) return;
+    note_write(w, l, u32(addresses[l]), sizeof(T));
+    if (Races* const r = races(w)) r->access(w, 1u << l, u32(addresses[l]), sizeof(T), Access::kAtomic);
   });
   if (i.has_result) write<T>(w, i.operands[0], mask, old);
 }

@@ -1,0 +1,34 @@
+"""With --emulate alone: a synchronisation instruction that a kernel needs, and that is taken out, is reported."""
+
+import pytest
+
+from tests.emulator import survivors
+from tests.emulator.control import RUNS
+from tests.emulator.mutation_cases import all_cases
+
+KERNELS = list(dict.fromkeys(case.kernel for case in all_cases()))
+
+
+def one_of_each_kind(sites):
+    """A fixed handful: for every opcode the first that the cases reach. Those are left out that may survive."""
+    kinds = {}
+    for site in sites:
+        if survivors.reason(site) is None:
+            opcode = next(word for word in site.text.split() if not word.startswith("@"))
+            kinds.setdefault(opcode.rstrip(";"), site)
+    return list(kinds.values())
+
+
+# (All four runs of the mutants: the command's affair.)
+@pytest.mark.parametrize("device", [RUNS[0]], indirect=True, ids=lambda run: run.name)
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_removed_synchronisation_is_reported(kernel, device, request):
+    from tests.emulator.mutate import Examination
+
+    cases = [case for case in all_cases() if case.kernel == kernel]
+    examination = Examination(request.config.emulator, cases, RUNS[:1])
+    (name,) = examination.known
+    sites = one_of_each_kind(s for s in examination.sites_of(name) if s.number in examination.reached)
+    assert sites
+    unnoticed = [site for site, outcome in examination.outcomes(sites) if outcome.run is None]
+    assert unnoticed == []
