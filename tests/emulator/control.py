@@ -91,6 +91,10 @@ class Emulator:
         """That instruction alone is left out of launches from now on."""
         self.library.emu_remove_site(-1 if site is None else site.number)
 
+    def allow_race(self, first: str, second: str) -> None:
+        """Accesses whose sources have these texts in them may race, the first one having come first."""
+        self.library.emu_allow_race(first.encode(), second.encode())
+
     @property
     def multiprocessors(self) -> int:
         return self.library.emu_multiprocessors()

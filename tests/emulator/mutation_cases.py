@@ -100,8 +100,8 @@ def _ragged_logits() -> Iterator[MutationCase]:
     for d in (128, 64, 32):
         for heads in (64, 32, 16, 8):
             for sizes in (
-                {"s_q": 9, "s_k": 700, "ranges": "random", "poison": True},
-                {"s_q": 20, "s_k": 200, "ranges": "causal"},
+                {"s_q": 5, "s_k": 2500, "ranges": "causal"},  # more tiles of keys than there are stages
+                {"s_q": 40, "s_k": 300, "ranges": "random", "poison": True},
             ):
                 case = RaggedCase(heads=heads, d=d, **sizes)
                 name = f"logits<Config<{heads},{d},128>,KernelParams<IndexerKeys"
@@ -119,7 +119,7 @@ def _paged_logits() -> Iterator[MutationCase]:
         for heads in (64, 32, 16, 8):
             for width in (64, 128) if heads >= 32 and d == 128 else (128,):
                 tokens = 1 if width == 64 else 128 // heads + 1
-                case = PagedCase(batch=5, next_n=tokens, heads=heads, d=d, max_context_len=500)
+                case = PagedCase(batch=3, next_n=tokens, heads=heads, d=d, max_context_len=2500)
                 name = f"logits<Config<{heads},{d},{width}>,KernelParams<PagedIndexerKeys"
                 for planned in (False, True):
                     yield MutationCase("paged_indexer_logits", name, partial(_paged_call, case, planned))

@@ -7,7 +7,7 @@ import torch
 
 from dsa_ext import _registration_decode, _registration_logits
 
-from . import build, control
+from . import allowed_races, build, control
 
 
 class EmulatedDevice(str):
@@ -36,6 +36,9 @@ def start(arch: str) -> control.Emulator:
         raise ValueError("the kernels have instructions that the emulator does not know:\n" + "\n".join(unknown))
     emulator.library.emu_use_allocator()
     emulator.configure(control.RUNS[0])
+    for race in allowed_races.ALLOWED:
+        emulator.allow_race(race.one, race.other)
+        emulator.allow_race(race.other, race.one)
     _judge_as_kernels()
     _plan_as_kernels(emulator)
     return emulator

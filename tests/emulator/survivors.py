@@ -30,6 +30,22 @@ SURVIVORS = (
         "places on the device.",
         instruction=r"griddepcontrol\.",
     ),
+    Survivor(
+        "Execution is sequentially consistent here, and an mbarrier that is initialised is so for everybody.",
+        instruction=r"fence\.mbarrier_init",
+    ),
+    Survivor(
+        "The product overwrites accumulators that were not written since the last fence. That a fence also orders what "
+        "has been read from registers is not modelled.",
+        kernel="indexer_logits",
+        instruction=r"wgmma\.fence",
+    ),
+    Survivor(
+        "It comes before a second use of the sums; this is the first.",
+        kernel="plan_sparse_mla_decode",
+        instruction="bar.sync",
+        source=r"sparse_mla_decode/plan\.cu:29 < csrc/sparse_mla_decode/plan\.cu:53",
+    ),
 )
 
 

@@ -28,7 +28,7 @@ void arrive(Warp& w, Instruction const&, u32) {
   if (!converged(w, kAllLanes)) return;
   Cluster& cluster = *w.cta->cluster;
   if (w.at_cluster_barrier) fault("a second arrival at the cluster's barrier");
-  if (Races* const r = races(w)) r->arrive_at_cluster(w);
+  if (Races* const r = races(w)) r->arrive_at_cluster(w, w.alive);
   w.cluster_phase = cluster.phase;
   w.at_cluster_barrier = true;
   advance_cluster_barrier(cluster);

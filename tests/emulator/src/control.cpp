@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "memory.h"
+#include "races.h"
 #include "report.h"
 #include "runtime.h"
 #include "source_lines.h"
@@ -130,6 +131,7 @@ EXPORT void emu_watch_sites() {
   }
 }
 EXPORT int emu_site_reached(int number) { return emu::sites().at(size_t(number)).reached; }
+EXPORT void emu_allow_race(char const* first, char const* second) { emu::allow_race(first, second); }
 EXPORT char const* emu_last_report() { return emu::runtime().last_report.c_str(); }
 
 // Warp instructions of all launches since this was last asked.

@@ -17,6 +17,7 @@
 // what is ordered. mbarriers' own words are not checked, except that they are initialised before they are used.
 #pragma once
 
+#include <string>
 #include <unordered_map>
 
 #include "clocks.h"
@@ -28,6 +29,9 @@ namespace emu {
 // with each other; nor do they order anything here. kRewrite: of the value that is there, which does not race with the
 // write that left it, whichever came first.
 enum class Access : u8 { kRead, kStrongRead, kWrite, kRewrite, kAtomic };
+
+// Accesses whose sources have these texts in them may race: the first one came first.
+void allow_race(std::string first, std::string second);
 
 class Races {
  public:
@@ -44,7 +48,8 @@ class Races {
   void synchronise_warp(Warp& w, u32 lanes);
   Clock& named_barrier(Cta const& cta, u32 number) { return named_[cta.rank * kNamedBarriers + number]; }
 
-  void arrive_at_cluster(Warp& w) { release(w, w.alive, cluster_barrier_.arrived); }
+  // Who exits has arrived.
+  void arrive_at_cluster(Warp& w, u32 lanes) { release(w, lanes, cluster_barrier_.arrived); }
   void end_cluster_phase();
   void pass_cluster(Warp& w) { acquire(w, w.alive, cluster_barrier_.passed); }
 
@@ -136,6 +141,7 @@ class Races {
   void use_mbarrier(Warp& w, int lane, u32 address);
   static void add_done(Operations const& o, u32 lanes, bool all, Clock& into);
 
+  bool allowed(Stamp const& before, Stamp const& now) const;
   static bool ordered(Stamp const& before, Issuer const& now);
   void visit(u32 rank, Stamp const& stamp);
   std::string place_in_code(Stamp const& stamp) const;
