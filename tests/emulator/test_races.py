@@ -122,7 +122,7 @@ PAIRS["another CTA's end"] = (
 
 def run(schedule, body, **options):
     emulator = emulator_alone()
-    emulator.configure(Run("test", schedule, proxy_fences=False))  # their reports would come first
+    emulator.configure(Run("test", schedule, races=True, proxy_fences=False))  # their reports would come first
     options = {"threads": 64, "shared": 65536} | options
     emulator.run_ptx(FRAME.format(body=body), np.zeros(1024, np.uint32), **options)
 
