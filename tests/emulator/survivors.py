@@ -37,8 +37,35 @@ SURVIVORS = (
     Survivor(
         "The product overwrites accumulators that were not written since the last fence. That a fence also orders what "
         "has been read from registers is not modelled.",
-        kernel="indexer_logits",
         instruction=r"wgmma\.fence",
+        source=r"indexer_logits/sm90/consumer\.cuh:151 |heads64/consumer\.cuh:99 ",
+    ),
+    Survivor(
+        "The copies of a stage are generic writes of other threads, and who reads it fences. Whether it does is "
+        "checked for ordinary stores alone, not for cp.async.",
+        instruction=r"fence\.proxy\.async",
+        source=r"heads64/consumer\.cuh:91 |heads64/odd_consumer\.cuh:39 ",
+    ),
+    Survivor(
+        "Nothing reads or waits between this group and the next, which takes its products along.",
+        instruction=r"wgmma\.commit_group",
+        source=r"heads64/consumer\.cuh:103 ",
+    ),
+    Survivor(
+        "Only products have read the buffer, and the wait for them is one of the whole warp.",
+        instruction=r"bar\.warp\.sync",
+        source=r"heads64/consumer\.cuh:131 ",
+    ),
+    Survivor(
+        "All four warps' scores are complete here when one warp has waited for its own.",
+        instruction=r"bar\.sync",
+        source=r"heads64/even_consumer\.cuh:70 ",
+    ),
+    Survivor(
+        "The last products are of nothing, and nobody reads them; that none may be under way at the end is not "
+        "modelled.",
+        instruction=r"wgmma\.wait_group",
+        source=r"heads64/even_consumer\.cuh:57 ",
     ),
     Survivor(
         "It comes before a second use of the sums; this is the first.",
