@@ -77,14 +77,13 @@ def _names(argument: str | list[str]) -> list[str]:
 
 
 def pytest_collection_modifyitems(config, items):
-    if config.emulator is None:
-        return
-    emulated = [item for item in items if _is_emulated(item)]
-    config.hook.pytest_deselected(items=[item for item in items if not _is_emulated(item)])
-    items[:] = emulated
+    emulating = config.emulator is not None
+    config.hook.pytest_deselected(items=[item for item in items if _is_emulated(item) != emulating])
+    items[:] = [item for item in items if _is_emulated(item) == emulating]
 
 
 def _is_emulated(item) -> bool:
+    """Its device is one of the emulator's runs."""
     parameters = item.callspec.params if hasattr(item, "callspec") else {}
     return not isinstance(parameters.get("device", ""), str)
 

@@ -26,7 +26,7 @@ TORCH_ONLY = {"torch_allocator.cpp"}
 EMULATOR = ["-O3", "-march=native", "-std=c++20", "-fPIC", "-fwrapv", "-fno-strict-aliasing", "-fvisibility=hidden"]
 WARNINGS = ["-Wall", "-Wextra", "-Wno-unused-parameter"]
 GIB_PER_JOB = 2
-PTX_FLAGS = [flag for flag in flags.KERNEL if flag not in ("-Xptxas=-v", "-lineinfo")] + ["--no-compress"]
+PTX_FLAGS = [flag for flag in flags.KERNEL if flag != "-Xptxas=-v"] + ["--no-compress"]
 
 
 def library(arch: str) -> Path:

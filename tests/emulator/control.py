@@ -1,6 +1,9 @@
 """The Python side of the emulator: its settings, its reports, and PTX of one's own (the emulator's tests)."""
 
 import ctypes
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -10,20 +13,21 @@ FAIR, SKEWED, LATE = range(3)  # settings.h
 
 @dataclass(frozen=True)
 class Run:
-    """How a launch is run. The checks cost little, so that every run but the mutation score's has them."""
+    """How a launch is run. The checks cost little, except that of races."""
 
     name: str
     schedule: int = FAIR
     seed: int = 1
     proxy_fences: bool = True
     wgmma_fences: bool = True
+    races: bool = False  # not with LATE; doubles the time
     late_tmem_loads: bool = False
     exact_mma: bool = False
 
 
 # What every case is put through.
 RUNS = (
-    Run("fair"),
+    Run("fair", races=True),
     Run("skewed", SKEWED),
     Run("late1", LATE, 1),
     Run("late2", LATE, 2),
@@ -36,8 +40,14 @@ class Site:
 
     number: int
     kernel: str
-    place: int
+    ptx_line: int
+    source: str  # "csrc/a.cuh:12 < csrc/b.cuh:34": the innermost place first, then where it was inlined
     text: str
+
+    @property
+    def short_kernel(self) -> str:
+        """Without namespaces and blanks: topk_kernel<Fp32,true>."""
+        return re.sub(r"\w+::| ", "", self.kernel)
 
 
 class Emulator:
@@ -47,13 +57,13 @@ class Emulator:
         self.library = lib = ctypes.CDLL(str(path))
         for name in ("emu_unknown_instructions", "emu_site", "emu_last_report"):
             getattr(lib, name).restype = ctypes.c_char_p
-        lib.emu_configure.argtypes = [ctypes.c_int, ctypes.c_uint] + [ctypes.c_int] * 5 + [ctypes.c_ulonglong]
+        lib.emu_configure.argtypes = [ctypes.c_int, ctypes.c_uint] + [ctypes.c_int] * 6 + [ctypes.c_ulonglong]
         for name in ("emu_add_memory", "emu_remove_memory"):
             getattr(lib, name).argtypes = [ctypes.c_void_p] + [ctypes.c_size_t] * (name == "emu_add_memory")
         lib.emu_set_arch(arch)
 
     def configure(self, run: Run, instruction_limit: int = 0, trace: bool = False) -> None:
-        checks = (run.proxy_fences, run.wgmma_fences, run.late_tmem_loads, run.exact_mma)
+        checks = (run.proxy_fences, run.wgmma_fences, run.races, run.late_tmem_loads, run.exact_mma)
         self.library.emu_configure(run.schedule, run.seed, *checks, trace, instruction_limit)
 
     def unknown_instructions(self) -> list[str]:
@@ -62,13 +72,36 @@ class Emulator:
     def sites(self) -> list[Site]:
         found = []
         for number in range(self.library.emu_site_count()):
-            kernel, place, text = self.library.emu_site(number).decode().split("\t")
-            found.append(Site(number, kernel, int(place), text))
+            kernel, line, source, text = self.library.emu_site(number).decode().split("\t")
+            found.append(Site(number, kernel, int(line), source, text))
         return found
+
+    @contextmanager
+    def watched_sites(self) -> Iterator[set[int]]:
+        """The numbers of the sites that launches reach meanwhile: complete at its end."""
+        reached = set()
+        self.library.emu_watch_sites()
+        try:
+            yield reached
+        finally:
+            self.remove(None)
+        reached.update(n for n in range(self.library.emu_site_count()) if self.library.emu_site_reached(n))
 
     def remove(self, site: Site | None) -> None:
         """That instruction alone is left out of launches from now on."""
         self.library.emu_remove_site(-1 if site is None else site.number)
+
+    def allow_race(self, first: str, second: str) -> None:
+        """Accesses whose sources have these texts in them may race, the first one having come first."""
+        self.library.emu_allow_race(first.encode(), second.encode())
+
+    @property
+    def multiprocessors(self) -> int:
+        return self.library.emu_multiprocessors()
+
+    def set_multiprocessors(self, count: int) -> None:
+        """Of the device; 0 for as many as the real one has."""
+        self.library.emu_set_multiprocessors(count)
 
     def executed(self) -> int:
         """Warp instructions of all launches since this was last asked."""

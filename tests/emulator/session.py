@@ -7,7 +7,7 @@ import torch
 
 from dsa_ext import _registration_decode, _registration_logits
 
-from . import build, control
+from . import allowed_races, build, control
 
 
 class EmulatedDevice(str):
@@ -36,8 +36,11 @@ def start(arch: str) -> control.Emulator:
         raise ValueError("the kernels have instructions that the emulator does not know:\n" + "\n".join(unknown))
     emulator.library.emu_use_allocator()
     emulator.configure(control.RUNS[0])
+    for race in allowed_races.ALLOWED:
+        emulator.allow_race(race.one, race.other)
+        emulator.allow_race(race.other, race.one)
     _judge_as_kernels()
-    _plan_as_kernels(int(name[:-1]))
+    _plan_as_kernels(emulator)
     return emulator
 
 
@@ -58,18 +61,14 @@ def _judge_as_kernels() -> None:
     oracle.same = oracle.same_bits
 
 
-def _plan_as_kernels(arch: int) -> None:
+def _plan_as_kernels(emulator: control.Emulator) -> None:
     """The reference on the CPU needs no plan; kernels do."""
-    multiprocessors = 148 if arch >= 100 else 132
 
-    @functools.cache
     def plan_size(device: torch.device, *arguments: int) -> int:
-        return torch.ops.dsa_ext.plan_sparse_mla_decode_size(multiprocessors, *arguments)
+        return torch.ops.dsa_ext.plan_sparse_mla_decode_size(emulator.multiprocessors, *arguments)
+
+    def logits_plan_size(device: torch.device) -> int:
+        return torch.ops.dsa_ext.plan_paged_indexer_logits_size(emulator.multiprocessors)
 
     _registration_decode._plan_size = plan_size
-
-    @functools.cache
-    def logits_plan_size(device: torch.device) -> int:
-        return torch.ops.dsa_ext.plan_paged_indexer_logits_size(multiprocessors)
-
     _registration_logits._plan_size = logits_plan_size

@@ -2,6 +2,7 @@
 #include "families.h"
 #include "formats.h"
 #include "memory.h"
+#include "races.h"
 #include "registers.h"
 
 namespace emu {
@@ -56,7 +57,9 @@ void atomic(Warp& w, Instruction const& i, u32 mask) {
     else
       now = combine<T>(i.option, old[l], b[l], c[l]);
     std::memcpy(place, &now, sizeof(T));
-    if (is_shared(i, addresses[l])) note_write(w, l, u32(addresses[l]), sizeof(T));
+    if (!is_shared(i, addresses[l])) return;
+    note_write(w, l, u32(addresses[l]), sizeof(T));
+    if (Races* const r = races(w)) r->access(w, 1u << l, u32(addresses[l]), sizeof(T), Access::kAtomic);
   });
   if (i.has_result) write<T>(w, i.operands[0], mask, old);
 }

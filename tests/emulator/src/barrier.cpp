@@ -1,6 +1,7 @@
 // Barriers of a CTA, and fences. Execution is sequentially consistent, so of the fences only proxy fences do anything.
 #include "families.h"
 #include "memory.h"
+#include "races.h"
 #include "registers.h"
 
 namespace emu {
@@ -8,12 +9,15 @@ namespace {
 
 void release(Cta& cta, u32 number, Group const& last) {
   cta.named[number] = {};
+  Races* const races = cta.cluster->races.get();
   for (Warp& w : cta.warps)
     for (Group& g : w.groups)
       if (g.wait == Group::kNamedBarrier && g.address == number) {
         g.wait = Group::kNone;
         if (&g != &last) ++g.pc;  // the last one's instruction is still being run
+        if (races) races->acquire(w, g.mask, races->named_barrier(cta, number));
       }
+  if (races) races->named_barrier(cta, number) = {};
 }
 
 constexpr u32 kArriveOnly = 1, kPerThread = 2;
@@ -34,6 +38,7 @@ void barrier(Warp& w, Instruction const& i, u32 mask) {
   b.expected = expected;
   b.arrived += per_thread ? u32(std::popcount(mask)) : kLanes;
   if (b.arrived > expected) fault("barrier %u: %u threads arrive of %u", number, b.arrived, expected);
+  if (Races* const r = races(w)) r->release(w, mask, r->named_barrier(cta, number));
   Group& group = w.group();
   if (!(i.option & kArriveOnly)) {
     group.wait = Group::kNamedBarrier;

@@ -1,6 +1,7 @@
 // Bulk copies of contiguous bytes, and st.async: they complete at an mbarrier, or in commit groups.
 #include "families.h"
 #include "mbarrier.h"
+#include "races.h"
 #include "registers.h"
 
 namespace emu {
@@ -23,6 +24,7 @@ void load_bulk(Warp& w, Instruction const& i, u32 mask) {
     require_16(to, from, bytes);
     u8 const* const source = global_memory(from, bytes, i.text.c_str());
     Cta* const cta = w.cta;
+    if (Races* const r = races(w)) r->write_by_transaction(w, l, to, bytes, barrier);
     complete_copy(*cta->cluster, true, [=] {
       std::memcpy(shared_memory(*cta, to, bytes), source, bytes);
       mbarrier_update(*cta, barrier, 0, -i64(bytes));
@@ -32,12 +34,15 @@ void load_bulk(Warp& w, Instruction const& i, u32 mask) {
 
 // [global], [shared], bytes
 void store_bulk(Warp& w, Instruction const& i, u32 mask) {
+  Races* const r = races(w);
+  if (r) r->begin_operations(w, Races::kBulkStores);
   for_lanes(mask, [&](int l) {
     u64 const to = read_lane<u64>(w, i.operands[0].parts[0], l) + i.operands[0].value;
     u32 const from = shared_address(w, i.operands[1], l), bytes = read_lane<u32>(w, i.operands[2], l);
     require_16(to, from, bytes);
     u8* const target = global_memory(to, bytes, i.text.c_str());
     Cta* const cta = w.cta;
+    if (r) r->begin_bulk_store(w, l);
     auto task = [=] {
       check_async_read(*cta, from, bytes, "a bulk store");
       std::memcpy(target, shared_memory(*cta, from, bytes), bytes);
@@ -46,12 +51,20 @@ void store_bulk(Warp& w, Instruction const& i, u32 mask) {
       w.bulk_stores.add(l, task);
     else
       task();
+    if (r) r->end_reader();
   });
 }
 
-void commit(Warp& w, Instruction const&, u32 mask) { w.bulk_stores.commit(mask); }
+void commit(Warp& w, Instruction const&, u32 mask) {
+  w.bulk_stores.commit(mask);
+  if (Races* const r = races(w)) r->commit(w, mask, Races::kBulkStores);
+}
 // With .read, too, everything is done then: that the stores' results come later is not modelled.
-void wait_group(Warp& w, Instruction const& i, u32 mask) { w.bulk_stores.wait(mask, u32(i.operands[0].value)); }
+void wait_group(Warp& w, Instruction const& i, u32 mask) {
+  u32 const newest_left = u32(i.operands[0].value);
+  w.bulk_stores.wait(mask, newest_left);
+  if (Races* const r = races(w)) r->wait(w, mask, Races::kBulkStores, newest_left);
+}
 
 // [shared], value or {values}, [mbarrier]. i.bytes an element
 void store_async(Warp& w, Instruction const& i, u32 mask) {
@@ -64,6 +77,7 @@ void store_async(Warp& w, Instruction const& i, u32 mask) {
       std::memcpy(&data[n * i.bytes], &value, i.bytes);
     }
     Cta* const cta = w.cta;
+    if (Races* const r = races(w)) r->write_by_transaction(w, l, to, u32(data.size()), barrier);
     complete_copy(*cta->cluster, true, [=] {
       std::memcpy(shared_memory(*cta, to, u32(data.size())), data.data(), data.size());
       mbarrier_update(*cta, barrier, 0, -i64(data.size()));

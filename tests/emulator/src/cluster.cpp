@@ -3,6 +3,7 @@
 
 #include "families.h"
 #include "memory.h"
+#include "races.h"
 #include "registers.h"
 
 namespace emu {
@@ -16,6 +17,7 @@ void advance_cluster_barrier(Cluster& cluster) {
     }
   if (!any) return;
   ++cluster.phase;
+  if (cluster.races) cluster.races->end_cluster_phase();
   for (Cta& cta : cluster.ctas)
     for (Warp& w : cta.warps) w.at_cluster_barrier = false;
 }
@@ -26,13 +28,17 @@ void arrive(Warp& w, Instruction const&, u32) {
   if (!converged(w, kAllLanes)) return;
   Cluster& cluster = *w.cta->cluster;
   if (w.at_cluster_barrier) fault("a second arrival at the cluster's barrier");
+  if (Races* const r = races(w)) r->arrive_at_cluster(w, w.alive);
   w.cluster_phase = cluster.phase;
   w.at_cluster_barrier = true;
   advance_cluster_barrier(cluster);
 }
 
 void wait(Warp& w, Instruction const&, u32) {
-  if (w.cta->cluster->phase == w.cluster_phase) w.group().wait = Group::kCluster;
+  if (w.cta->cluster->phase == w.cluster_phase)
+    w.group().wait = Group::kCluster;
+  else if (Races* const r = races(w))
+    r->pass_cluster(w);
 }
 
 // The address, of this CTA's shared memory, in that of the CTA with the given rank.

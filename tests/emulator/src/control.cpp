@@ -6,8 +6,10 @@
 #include <utility>
 
 #include "memory.h"
+#include "races.h"
 #include "report.h"
 #include "runtime.h"
+#include "source_lines.h"
 
 namespace emu {
 
@@ -20,10 +22,13 @@ struct Site {
   Kernel* kernel;
   size_t place;
   Execute original;
+  bool reached = false;
+
+  Instruction& instruction() const { return kernel->code[place]; }
 };
 
-std::vector<Site> const& sites() {
-  static std::vector<Site> const all = [] {
+std::vector<Site>& sites() {
+  static std::vector<Site> all = [] {
     std::vector<Site> found;
     for (Module* module : runtime().modules) {
       parse(*module);
@@ -34,6 +39,18 @@ std::vector<Site> const& sites() {
     return found;
   }();
   return all;
+}
+
+// Stands in for a site's instruction while it is watched whether any launch reaches it.
+void reach(Warp& w, Instruction const& i, u32 mask) {
+  static std::unordered_map<Instruction const*, Site*> const by_instruction = [] {
+    std::unordered_map<Instruction const*, Site*> map;
+    for (Site& s : sites()) map[&s.instruction()] = &s;
+    return map;
+  }();
+  Site& s = *by_instruction.at(&i);
+  s.reached = true;
+  s.original(w, i, mask);
 }
 
 // Kept until the next call.
@@ -48,18 +65,21 @@ char const* kept(std::string text) {
 
 #define EXPORT extern "C" __attribute__((visibility("default")))
 
-EXPORT void emu_configure(int schedule, unsigned seed, int proxy_fences, int wgmma_fences, int late_tmem_loads,
-                          int exact_mma, int trace, unsigned long long instruction_limit) {
+EXPORT void emu_configure(int schedule, unsigned seed, int proxy_fences, int wgmma_fences, int races,
+                          int late_tmem_loads, int exact_mma, int trace, unsigned long long instruction_limit) {
   emu::settings.schedule = emu::Schedule(schedule);
   emu::settings.seed = seed;
   emu::settings.proxy_fences = proxy_fences;
   emu::settings.wgmma_fences = wgmma_fences;
+  emu::settings.races = races && emu::settings.schedule != emu::Schedule::kLate;
   emu::settings.late_tmem_loads = late_tmem_loads;
   emu::settings.exact_mma = exact_mma;
   emu::settings.trace = trace;
   emu::settings.instruction_limit = instruction_limit;
 }
 EXPORT void emu_set_arch(int arch) { emu::settings.arch = arch; }
+EXPORT void emu_set_multiprocessors(unsigned count) { emu::settings.multiprocessors = count; }
+EXPORT unsigned emu_multiprocessors() { return emu::multiprocessors(); }
 
 // Memory that kernels may touch, other than cudaMalloc's and the allocator's.
 EXPORT void emu_add_memory(void* memory, size_t bytes) { emu::allocations().add(memory, bytes); }
@@ -88,19 +108,30 @@ EXPORT int emu_kernel_count() {
 }
 
 EXPORT int emu_site_count() { return int(emu::sites().size()); }
-// kernel <tab> instruction number <tab> text
+// kernel <tab> line of the PTX <tab> line of the sources <tab> text
 EXPORT char const* emu_site(int number) {
-  emu::Site const& s = emu::sites().at(size_t(number));
-  return emu::kept(emu::demangled(s.kernel->name) + "\t" + std::to_string(s.place) + "\t" +
-                   s.kernel->code[s.place].text);
+  using namespace emu;
+  Site const& s = sites().at(size_t(number));
+  Instruction const& i = s.instruction();
+  return kept(demangled(s.kernel->name) + "\t" + std::to_string(i.line) + "\t" + s.kernel->lines->of(i.line) + "\t" +
+              i.text);
 }
 // Removes that instruction alone; -1: none.
 EXPORT void emu_remove_site(int number) {
-  for (emu::Site const& s : emu::sites()) s.kernel->code[s.place].execute = s.original;
+  for (emu::Site const& s : emu::sites()) s.instruction().execute = s.original;
   if (number < 0) return;
-  emu::Instruction& i = emu::sites().at(size_t(number)).kernel->code[emu::sites()[size_t(number)].place];
+  emu::Instruction& i = emu::sites().at(size_t(number)).instruction();
   i.execute = i.without_it;
 }
+// From here on it is noted which sites launches reach. (Slower; emu_remove_site ends it.)
+EXPORT void emu_watch_sites() {
+  for (emu::Site& s : emu::sites()) {
+    s.reached = false;
+    s.instruction().execute = emu::reach;
+  }
+}
+EXPORT int emu_site_reached(int number) { return emu::sites().at(size_t(number)).reached; }
+EXPORT void emu_allow_race(char const* first, char const* second) { emu::allow_race(first, second); }
 EXPORT char const* emu_last_report() { return emu::runtime().last_report.c_str(); }
 
 // Warp instructions of all launches since this was last asked.

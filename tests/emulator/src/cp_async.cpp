@@ -1,6 +1,7 @@
 // cp.async: a thread's own small copies to shared memory.
 #include "families.h"
 #include "mbarrier.h"
+#include "races.h"
 #include "registers.h"
 
 namespace emu {
@@ -37,11 +38,14 @@ void copy(Warp& w, Instruction const& i, u32 mask) {
   u32 const bytes = u32(i.operands[2].value);
   Lanes<u32> scratch;
   u32 const* const wanted = i.has_result ? read<u32>(w, i.operands[3], scratch) : nullptr;
+  Races* const r = races(w);
+  if (r) r->begin_operations(w, Races::kCopies);
   for_lanes(mask, [&](int l) {
     u32 const valid = wanted ? std::min(wanted[l], bytes) : bytes, address = u32(to[l]);
     if (address % bytes != 0 || (valid && from[l] % bytes != 0)) fault("a copy of %u bytes that is misaligned", bytes);
     u8 const* const source = valid ? global_memory(from[l], valid, i.text.c_str()) : nullptr;
     shared_memory(*w.cta, address, bytes);
+    if (r) r->write_by_copy(w, l, address, bytes);
     Cta* const cta = w.cta;
     auto task = [=] {
       u8* const place = shared_memory(*cta, address, bytes);
@@ -61,6 +65,10 @@ void arrive_when_done(Warp& w, Instruction const& i, u32 mask) {
   addresses_of(w, i.operands[0], addresses);
   std::vector<u32> barriers;
   for_lanes(mask, [&](int l) { barriers.push_back(u32(addresses[l])); });
+  if (Races* const r = races(w)) {
+    r->use_mbarriers(w, mask, addresses);
+    r->arrive_when_copied(w, mask, addresses);
+  }
   Cta* const cta = w.cta;
   complete_copy(*cta->cluster, true, [cta, barriers, copies = w.copies.take(mask)] {
     for (Task const& copy : copies) copy();
@@ -68,9 +76,19 @@ void arrive_when_done(Warp& w, Instruction const& i, u32 mask) {
   });
 }
 
-void commit(Warp& w, Instruction const&, u32 mask) { w.copies.commit(mask); }
-void wait_all(Warp& w, Instruction const&, u32 mask) { w.copies.wait_all(mask); }
-void wait_group(Warp& w, Instruction const& i, u32 mask) { w.copies.wait(mask, u32(i.operands[0].value)); }
+void commit(Warp& w, Instruction const&, u32 mask) {
+  w.copies.commit(mask);
+  if (Races* const r = races(w)) r->commit(w, mask, Races::kCopies);
+}
+void wait_all(Warp& w, Instruction const&, u32 mask) {
+  w.copies.wait_all(mask);
+  if (Races* const r = races(w)) r->wait_all(w, mask, Races::kCopies);
+}
+void wait_group(Warp& w, Instruction const& i, u32 mask) {
+  u32 const newest_left = u32(i.operands[0].value);
+  w.copies.wait(mask, newest_left);
+  if (Races* const r = races(w)) r->wait(w, mask, Races::kCopies, newest_left);
+}
 
 }  // namespace
 

@@ -69,21 +69,26 @@ void answer_true(Warp& w, Instruction const& i, u32 mask) {
   write<u8>(w, i.operands[0], mask, ones);
 }
 
-// What runs in place of a synchronisation instruction that mutate.py removes; nullptr for all others.
+// What runs in place of a synchronisation instruction that mutate.py removes; nullptr for all others. Synchronisation
+// is what orders, and moves or computes nothing: barriers, fences, the arrivals and waits of mbarriers and of commit
+// groups. (Without mbarrier.init nothing works, and an election or a shuffle gives a result: those are none.)
 Execute without(Mnemonic const& m) {
   std::string const& root = m.root();
-  if (root == "bar" || root == "barrier" || root == "fence" || root == "membar") return do_nothing;
+  auto const has_any = [&](std::initializer_list<char const*> parts) {
+    return std::any_of(parts.begin(), parts.end(), [&](char const* part) { return m.has(part); });
+  };
+  if (root == "bar" || root == "barrier" || root == "fence" || root == "membar" || root == "griddepcontrol")
+    return do_nothing;
   if (root == "mbarrier") {
-    if (m.has("try_wait") || m.has("test_wait")) return answer_true;
-    return m.has("arrive") || m.has("expect_tx") ? do_nothing : nullptr;
+    if (has_any({"try_wait", "test_wait"})) return answer_true;
+    return has_any({"arrive", "expect_tx", "complete_tx"}) ? do_nothing : nullptr;
   }
-  if (root == "cp") return m.has("wait_group") || m.has("wait_all") || m.has("arrive") ? do_nothing : nullptr;
-  if (root == "wgmma") return m.has("wait_group") || m.has("fence") ? do_nothing : nullptr;
-  if (root == "tcgen05") {
-    for (char const* part : {"wait::ld", "wait::st", "fence::before_thread_sync", "fence::after_thread_sync", "commit"})
-      if (m.has(part)) return do_nothing;
-  }
-  return nullptr;
+  if (root == "cp") return has_any({"commit_group", "wait_group", "wait_all", "arrive"}) ? do_nothing : nullptr;
+  if (root == "wgmma") return has_any({"fence", "commit_group", "wait_group"}) ? do_nothing : nullptr;
+  if (root != "tcgen05") return nullptr;
+  bool const orders =
+      has_any({"wait::ld", "wait::st", "fence::before_thread_sync", "fence::after_thread_sync", "commit"});
+  return orders ? do_nothing : nullptr;
 }
 
 }  // namespace

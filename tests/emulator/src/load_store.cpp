@@ -1,18 +1,24 @@
 // Loads and stores of every state space, and the conversion of addresses between them.
 #include "families.h"
 #include "memory.h"
+#include "races.h"
 #include "registers.h"
 
 namespace emu {
 namespace {
 
-// i.bytes an element, i.count elements; i.option: they are signed
+constexpr u32 kSigned = 1, kStrong = 2;
+
+// i.bytes an element, i.count elements
 void load_memory(Warp& w, Instruction const& i, u32 mask) {
   u64 addresses[kLanes];
   addresses_of(w, i.operands[1], addresses);
+  Races* const r = races(w);
+  Access const kind = i.option & kStrong ? Access::kStrongRead : Access::kRead;
   u32 const bytes = i.bytes;
   for_lanes(mask, [&](int l) {
     u8 const* const from = memory(w, l, addresses[l], i.count * bytes, i);
+    if (r && is_shared(i, addresses[l])) r->access(w, 1u << l, u32(addresses[l]), i.count * bytes, kind);
     for (u32 n = 0; n < i.count; ++n) {
       Operand const& to = i.operands[0].kind == Operand::kVector ? i.operands[0].parts[n] : i.operands[0];
       if (to.kind == Operand::kNone) continue;
@@ -25,7 +31,7 @@ void load_memory(Warp& w, Instruction const& i, u32 mask) {
       i64 value = 0;
       std::memcpy(&value, from + n * bytes, bytes);
       u32 const unused = 64 - 8 * bytes;
-      if (i.option) value = i64(u64(value) << unused) >> unused;
+      if (i.option & kSigned) value = i64(u64(value) << unused) >> unused;
       std::memcpy(lane, &value, to.width);
     }
   });
@@ -34,6 +40,7 @@ void load_memory(Warp& w, Instruction const& i, u32 mask) {
 void store_memory(Warp& w, Instruction const& i, u32 mask) {
   u64 addresses[kLanes];
   addresses_of(w, i.operands[0], addresses);
+  Races* const r = races(w);
   u32 const bytes = i.bytes;
   for (u32 n = 0; n < i.count; ++n) {
     Operand const& from = i.operands[1].kind == Operand::kVector ? i.operands[1].parts[n] : i.operands[1];
@@ -50,7 +57,14 @@ void store_memory(Warp& w, Instruction const& i, u32 mask) {
     }
     for_lanes(mask, [&](int l) {
       u64 const address = addresses[l] + n * bytes;
-      std::memcpy(memory(w, l, address, bytes, i), values + l * stride, bytes);
+      u8* const place = memory(w, l, address, bytes, i);
+      u8 const* const value = values + l * stride;
+      if (r && is_shared(i, address)) {
+        bool const same = std::memcmp(place, value, bytes) == 0;
+        Access const kind = i.option & kStrong ? Access::kAtomic : same ? Access::kRewrite : Access::kWrite;
+        r->access(w, 1u << l, u32(address), bytes, kind);
+      }
+      std::memcpy(place, value, bytes);
       if (settings.proxy_fences && is_shared(i, address)) note_write(w, l, u32(address), bytes);
     });
   }
@@ -93,7 +107,8 @@ Execute decode_load_store(Instruction& i, Mnemonic& m) {
   i.bytes = u16(type_bytes(type));
   std::string const vector = m.take_one_of({"v2", "v4", "v8"});
   i.count = vector.empty() ? 1 : u16(vector[1] - '0');
-  i.option = type[0] == 's';
+  i.option = type[0] == 's' ? kSigned : 0;
+  if (m.has("volatile") || m.has("relaxed") || m.has("acquire") || m.has("release")) i.option |= kStrong;
   // Execution is sequentially consistent and caches are not modelled.
   m.ignore({"volatile", "relaxed", "acquire", "release", "weak", "cta", "cluster", "gpu", "sys", "nc"});
   m.ignore({"ca", "cg", "cs", "lu", "cv", "wb", "wt", "L2::64B", "L2::128B", "L2::256B"});

@@ -3,6 +3,7 @@
 
 #include <deque>
 #include <functional>
+#include <memory>
 #include <random>
 #include <set>
 #include <vector>
@@ -12,6 +13,8 @@
 
 namespace emu {
 
+class Clock;
+class Races;
 using Task = std::function<void()>;
 
 // Lanes that stand at one instruction. A warp is several of these where it has diverged.
@@ -50,6 +53,8 @@ class CommitGroups {
 struct WgmmaTask {
   Task task;
   u32 group;
+  i32 pc;
+  std::shared_ptr<Clock const> known;  // to the warp at the issue (settings.races)
 };
 
 struct Cta;
@@ -128,6 +133,7 @@ struct Cluster {
   std::deque<Task> copies;  // TMA and bulk copies: complete in any order
   std::deque<Task> tensor;  // tcgen05: completes in order
   u32 landing = 0;          // of the copies, those that write shared memory
+  std::shared_ptr<Races> races;
 };
 
 // Runs the launch and returns the number of warp instructions; a Fault says where it happened.

@@ -1,6 +1,7 @@
 // ldmatrix and stmatrix: 8 x 8 matrices of 16-bit elements between shared memory and fragments.
 #include "families.h"
 #include "memory.h"
+#include "races.h"
 #include "registers.h"
 
 namespace emu {
@@ -30,7 +31,11 @@ void load_matrix(Warp& w, Instruction const& i, u32 mask) {
   check_rows(addresses, parts.size());
   for (size_t j = 0; j < parts.size(); ++j) {
     u8 const* rows[8];
-    for (int r = 0; r < 8; ++r) rows[r] = shared_memory(*w.cta, u32(addresses[8 * j + r]), 16);
+    for (int r = 0; r < 8; ++r) {
+      u32 const address = u32(addresses[8 * j + size_t(r)]);
+      rows[r] = shared_memory(*w.cta, address, 16);
+      if (Races* const races_here = races(w)) races_here->access(w, mask, address, 16, Access::kRead);
+    }
     Lanes<u32> result;
     for (int l = 0; l < kLanes; ++l) {
       u16 const low = load<u16>(rows[row_of(i, l, 0)] + 2 * column_of(i, l, 0));
@@ -56,6 +61,7 @@ void store_matrix(Warp& w, Instruction const& i, u32) {
         u16 const value = u16(values[l] >> 16 * e);
         std::memcpy(shared_memory(*w.cta, address, 2), &value, 2);
         note_write(w, l, address, 2);
+        if (Races* const r = races(w)) r->access(w, 1u << l, address, 2, Access::kWrite);
       }
   }
 }

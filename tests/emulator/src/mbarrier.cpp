@@ -1,6 +1,7 @@
 #include "mbarrier.h"
 
 #include "families.h"
+#include "races.h"
 #include "registers.h"
 
 namespace emu {
@@ -23,6 +24,7 @@ void mbarrier_update(Cta& cta, u32 address, u32 arrivals, i64 bytes) {
   state.pending -= arrivals;
   if (state.pending == 0 && state.bytes == 0) {
     state.phase ^= 1;
+    if (Races* const races = cta.cluster->races.get()) races->end_phase(address);
     state.pending = state.expected;
   }
   u64 const word = state.word();
@@ -42,6 +44,7 @@ void init(Warp& w, Instruction const& i, u32 mask) {
     u64 const word = MbarrierState{0, count[l], count[l], 0}.word();
     std::memcpy(shared_memory(*w.cta, address, 8), &word, 8);
     if (address >> 24 == w.cta->rank) w.cta->mbarriers.insert(address);
+    if (Races* const r = races(w)) r->access(w, 1u << l, address, 8, Access::kWrite);
   });
 }
 
@@ -64,6 +67,7 @@ void update(Warp& w, Instruction const& i, u32 mask) {
   addresses_of(w, i.operands[place], addresses);
   Lanes<u32> scratch;
   u32 const* const number = i.operands.size() > place + 1 ? read<u32>(w, i.operands[place + 1], scratch) : nullptr;
+  if (Races* const r = races(w); r && (i.option == kArrive || i.option == kArriveExpect)) r->arrive(w, mask, addresses);
   for_lanes(mask, [&](int l) {
     u32 const address = u32(addresses[l]), n = number ? number[l] : 1;
     switch (i.option) {
@@ -73,6 +77,7 @@ void update(Warp& w, Instruction const& i, u32 mask) {
       case kComplete: return mbarrier_update(*w.cta, address, 0, -i64(n));
     }
   });
+  if (Races* const r = races(w)) r->use_mbarriers(w, mask, addresses);
 }
 
 // p, [address], parity[, time]. Blocks until some lane's phase has passed, as try_wait may.
@@ -82,12 +87,16 @@ void try_wait(Warp& w, Instruction const& i, u32 mask) {
   Lanes<u32> scratch;
   u32 const* const parity = read<u32>(w, i.operands[2], scratch);
   Lanes<u8> passed = {};
-  bool any = false;
+  u32 through = 0;
   for_lanes(mask, [&](int l) {
     passed[l] = mbarrier_state(*w.cta, u32(addresses[l])).phase != (parity[l] & 1);
-    any = any || passed[l];
+    through |= u32(passed[l]) << l;
   });
-  if (any) return write<u8>(w, i.operands[0], mask, passed);
+  if (Races* const r = races(w)) {
+    r->use_mbarriers(w, mask, addresses);
+    r->pass(w, through, addresses);
+  }
+  if (through != 0) return write<u8>(w, i.operands[0], mask, passed);
   Group& group = w.group();
   group.wait = Group::kMbarrier;
   group.address = u32(addresses[first_lane(mask)]);

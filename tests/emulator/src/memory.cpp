@@ -1,5 +1,6 @@
 #include "memory.h"
 
+#include "races.h"
 #include "registers.h"
 
 namespace emu {
@@ -94,6 +95,7 @@ void proxy_fence(Warp& w, Instruction const&, u32 mask) {
 }
 
 void check_async_read(Cta& cta, u32 address, u32 bytes, char const* reader) {
+  if (Races* const races = cta.cluster->races.get()) races->async_read(address, bytes);
   if (!settings.proxy_fences || cta.writer.empty()) return;
   u32 const offset = address & kOffsetMask;
   for (u32 line = offset / 16; line <= (offset + bytes - 1) / 16; ++line)

@@ -5,12 +5,14 @@
 
 namespace emu {
 
-size_t BodyParser::parse(std::string const& source, size_t begin) {
+size_t BodyParser::parse(std::string const& source, size_t begin, u32 line) {
   std::string pending;
+  line_ = line;
   int vector_depth = 0;  // inside the braces of a vector operand
   for (size_t i = begin;; ++i) {
     if (i >= source.size()) fault("kernel %s: its body does not end", kernel_.name.c_str());
     char const c = source[i];
+    line_ += c == '\n';
     if (vector_depth > 0 || (c == '{' && !trimmed(pending).empty() && trimmed(pending).back() != ':')) {
       vector_depth += (c == '{') - (c == '}');
       pending += c;
@@ -27,6 +29,7 @@ size_t BodyParser::parse(std::string const& source, size_t begin) {
         Instruction end;
         end.flow = Instruction::kExit;
         end.text = "(end of the kernel)";
+        end.line = line_;
         kernel_.code.push_back(end);
         return i + 1;
       }
@@ -194,6 +197,7 @@ Operand BodyParser::operand(std::string const& text) {
 void BodyParser::instruction(std::string text) {
   constexpr size_t kKeptText = 160;
   Instruction i;
+  i.line = line_;
   i.text = text.substr(0, kKeptText);
   for (char& c : i.text)
     if (isspace(u8(c))) c = ' ';

@@ -5,11 +5,12 @@
 
 #include "memory.h"
 #include "parser.h"
+#include "source_lines.h"
 
 namespace emu {
 namespace {
 
-// Without comments and line information.
+// Without comments and line information; every line keeps its number.
 std::string cleaned(std::string const& ptx) {
   std::string out;
   for (size_t i = 0; i < ptx.size();) {
@@ -17,7 +18,7 @@ std::string cleaned(std::string const& ptx) {
     std::string const line = ptx.substr(i, end - i);
     std::string const text = trimmed(line.substr(0, line.find("//")));
     bool const debug = text.starts_with(".loc ") || text.starts_with(".loc\t") || text.starts_with(".file");
-    if (!debug) out += text + '\n';
+    out += (debug ? "" : text) + '\n';
     i = end + 1;
   }
   return out;
@@ -50,7 +51,7 @@ bool initialise(u8* to, size_t bytes, u32 element_bytes, std::string value) {
 class ModuleParser {
  public:
   ModuleParser(std::string const& ptx, std::map<std::string, u64>& variables)
-      : source_(cleaned(ptx)), variables_(variables) {
+      : source_(cleaned(ptx)), variables_(variables), lines_(new SourceLines(ptx)) {
     if (size_t const target = source_.find(".target sm_"); target != std::string::npos)
       arch_ = atoi(source_.c_str() + target + strlen(".target sm_"));
   }
@@ -128,12 +129,16 @@ class ModuleParser {
     kernel->max_threads = directive(directives, ".maxntid");
     kernel->required_threads = directive(directives, ".reqntid");
     directive(directives, ".reqnctapercluster", kernel->cluster);
-    place_ = BodyParser(*kernel, symbols_).parse(source_, body + 1);
+    kernel->lines = lines_;
+    auto const begin = source_.begin();
+    u32 const line = 1 + u32(std::count(begin, begin + i64(body), '\n'));
+    place_ = BodyParser(*kernel, symbols_).parse(source_, body + 1, line);
     kernels_[kernel->name] = kernel;
   }
 
   std::string const source_;
   std::map<std::string, u64>& variables_;
+  SourceLines const* const lines_;  // for the process's life
   size_t place_ = 0;
   int arch_ = 0;
   ModuleSymbols symbols_;

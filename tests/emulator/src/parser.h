@@ -21,8 +21,8 @@ struct ModuleSymbols {
 class BodyParser {
  public:
   BodyParser(Kernel& kernel, ModuleSymbols const& module) : kernel_(kernel), module_(module), scopes_(1) {}
-  // From behind the opening brace to behind its counterpart; returns that place.
-  size_t parse(std::string const& source, size_t begin);
+  // From behind the opening brace, on that line of the text, to behind its counterpart; returns that place.
+  size_t parse(std::string const& source, size_t begin, u32 line);
 
  private:
   struct Register {
@@ -57,6 +57,7 @@ class BodyParser {
   ModuleSymbols const& module_;
   std::vector<Scope> scopes_;
   int scope_ = 0;
+  u32 line_ = 0;
   std::vector<Branch> branches_;
   std::map<std::string, u32> static_shared_;
   std::map<std::string, u64> local_;

@@ -11,6 +11,7 @@ namespace emu {
 
 struct Warp;
 struct Instruction;
+class SourceLines;
 
 // What a symbol in place of a number stands for.
 enum class Symbol : u8 { kNone, kParameter, kStaticShared, kDynamicShared };
@@ -46,6 +47,7 @@ struct Instruction {
   u32 option = 0;
   bool has_result = false;       // atom but not red, shfl with a predicate, ...
   Execute without_it = nullptr;  // of a synchronisation instruction: what runs where mutate.py removes it
+  u32 line = 0;                  // of the module's text
   std::vector<Operand> operands;
   std::string text;
 };
@@ -65,6 +67,7 @@ struct Kernel {
   u32 local = 0;                                               // bytes a thread
   u32 max_threads = 0, required_threads = 0, cluster[3] = {};  // 0: not given
   int arch = 0;
+  SourceLines const* lines = nullptr;
 };
 
 // Kernels by name; `variables` receives the module's variables, name to address.

@@ -6,6 +6,7 @@
 #include <cstdlib>
 
 #include "mbarrier.h"
+#include "source_lines.h"
 
 namespace emu {
 
@@ -48,9 +49,17 @@ std::string waits_for(Warp const& w, Group const& g) {
 std::string demangled(std::string const& name) {
   int status = 0;
   char* const text = abi::__cxa_demangle(name.c_str(), nullptr, nullptr, &status);
-  std::string const result = status == 0 ? text : name;
+  std::string result = status == 0 ? text : name;
   free(text);
+  for (std::string const noise : {"(anonymous namespace)::", "(int)", "(bool)", "void "})
+    for (size_t at; (at = result.find(noise)) != std::string::npos;) result.erase(at, noise.size());
   return result.substr(0, result.find('('));
+}
+
+std::string place_of(Kernel const& kernel, Instruction const& i) {
+  std::string text = formatted("PTX line %u", i.line);
+  if (std::string const source = kernel.lines->of(i.line); !source.empty()) text += ", " + source;
+  return text;
 }
 
 std::string located(Launch const& launch, std::string const& message) {
@@ -60,7 +69,8 @@ std::string located(Launch const& launch, std::string const& message) {
   text += formatted(", cta %u %u %u, warp %d", w.cta->id[0], w.cta->id[1], w.cta->id[2], w.id);
   if (w.current < 0 || w.current >= int(w.groups.size())) return text;
   Group const& g = w.groups[size_t(w.current)];
-  return text + formatted(", lanes %08x\n  at %s", g.mask, instruction_of(w, g).text.c_str());
+  Instruction const& i = instruction_of(w, g);
+  return text + formatted(", lanes %08x\n  at %s\n  ", g.mask, i.text.c_str()) + place_of(*launch.kernel, i);
 }
 
 std::string describe_waiting(Cluster const& cluster) {

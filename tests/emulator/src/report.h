@@ -13,6 +13,7 @@ extern Warp* running_warp;  // null: an asynchronous task, or the launch itself
 std::string located(Launch const& launch, std::string const& message);
 std::string describe_waiting(Cluster const& cluster);  // a line a group of lanes
 void trace_launch(Launch const& launch, u64 executed);
+std::string place_of(Kernel const& kernel, Instruction const& instruction);  // its line in the PTX and in the sources
 std::string demangled(std::string const& name);
 
 }  // namespace emu

@@ -61,7 +61,7 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
   switch (attribute) {
     case cudaDevAttrComputeCapabilityMajor: *value = arch / 10; break;
     case cudaDevAttrComputeCapabilityMinor: *value = arch % 10; break;
-    case cudaDevAttrMultiProcessorCount: *value = emu::multiprocessors(arch); break;
+    case cudaDevAttrMultiProcessorCount: *value = int(emu::multiprocessors()); break;
     case cudaDevAttrMaxSharedMemoryPerBlock: *value = emu::kSharedDefault; break;
     case cudaDevAttrMaxSharedMemoryPerBlockOptin: *value = emu::kSharedOptin; break;
     case cudaDevAttrMaxSharedMemoryPerMultiprocessor: *value = emu::kSharedMultiprocessor; break;

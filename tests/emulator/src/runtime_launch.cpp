@@ -63,7 +63,7 @@ cudaError_t launch(void const* handle, dim3 grid, dim3 block, dim3 const* explic
              .block = {block.x, block.y, block.z},
              .cluster = {cluster.x, cluster.y, cluster.z},
              .dynamic_shared = u32(dynamic),
-             .sms = u32(multiprocessors(settings.arch)),
+             .sms = multiprocessors(),
              .parameters = parameters};
     runtime().executed += run_launch(l);
   } catch (Fault const& f) {
@@ -182,8 +182,7 @@ cudaError_t cudaOccupancyMaxActiveClusters(int* clusters, void const* handle, cu
     if (config->attrs[n].id == cudaLaunchAttributeClusterDimension) ctas = config->attrs[n].val.clusterDim.x;
   int const threads = int(config->blockDim.x);
   int const each = emu::ctas_per_multiprocessor(*f->kernel, threads, config->dynamicSmemBytes);
-  *clusters =
-      ctas > (f->non_portable_cluster ? 16 : 8) ? 0 : each * emu::multiprocessors(emu::settings.arch) / int(ctas);
+  *clusters = ctas > (f->non_portable_cluster ? 16 : 8) ? 0 : each * int(emu::multiprocessors()) / int(ctas);
   return cudaSuccess;
 }
 cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* ctas, void const* handle, int threads, size_t dynamic) {

@@ -4,6 +4,7 @@
 
 #include "cluster.h"
 #include "mbarrier.h"
+#include "races.h"
 #include "registers.h"
 #include "report.h"
 #include "tmem_use.h"
@@ -40,12 +41,17 @@ void wake(Warp& w) {
 }
 
 void exit_lanes(Warp& w, u32 lanes) {
+  if (Races* const r = races(w); r && w.cta->cluster->ctas.size() > 1) r->arrive_at_cluster(w, lanes);
   w.alive &= ~lanes;
   w.group().mask &= ~lanes;
   // Those who waited for the lanes look again.
   for (Group& g : w.groups)
     if (g.wait == Group::kConvergence) g.wait = Group::kNone;
-  if (w.alive == 0) advance_cluster_barrier(*w.cta->cluster);
+  if (w.alive != 0) return;
+  Cta const& cta = *w.cta;
+  advance_cluster_barrier(*cta.cluster);
+  auto const ended = [](Warp const& x) { return x.alive == 0; };
+  if (cta.cluster->races && std::all_of(cta.warps.begin(), cta.warps.end(), ended)) cta.cluster->races->end_cta(cta);
 }
 
 // One instruction of the current group. False if it waits, or is no more.
@@ -204,6 +210,9 @@ class ClusterRun {
       }
       set_up(cta, rank);
     }
+    if (!settings.races) return;
+    if (!cluster_.races) cluster_.races = std::make_shared<Races>(cluster_);
+    cluster_.races->begin();
   }
 
   // Memory and registers begin as NaN, or as numbers that no address is.

@@ -19,10 +19,12 @@ struct Settings {
   bool proxy_fences = false;     // shared memory written by a thread, then read by the async proxy, needs a fence
   bool wgmma_fences = false;     // registers written by a thread, then used by wgmma, need a fence
   bool late_tmem_loads = false;  // tcgen05.ld results appear at wait::ld; false alarms where PTX moves them before
+  bool races = false;            // accesses to shared memory need an order; not with Schedule::kLate
   bool exact_mma = false;        // bf16 products summed as the tensor cores do (slower)
   bool bounds = true;            // global addresses must lie in known allocations
   bool trace = false;            // a line a launch
   int arch = 90;                 // of the device to answer as
+  u32 multiprocessors = 0;       // 0: as many as that device has
   u64 instruction_limit = 0;     // warp instructions a launch; 0: none
 };
 
@@ -30,6 +32,9 @@ extern Settings settings;
 
 // The device that is emulated: an H200 or a B200.
 constexpr int kSharedOptin = 232448, kSharedDefault = 49152, kSharedMultiprocessor = 233472, kSharedReserved = 1024;
-inline int multiprocessors(int arch) { return arch >= 100 ? 148 : 132; }
+inline u32 multiprocessors() {
+  if (settings.multiprocessors != 0) return settings.multiprocessors;
+  return settings.arch >= 100 ? 148 : 132;
+}
 
 }  // namespace emu

@@ -5,6 +5,7 @@
 
 #include "families.h"
 #include "mbarrier.h"
+#include "races.h"
 #include "registers.h"
 
 namespace emu {
@@ -51,11 +52,16 @@ void for_each_chunk(TensorMap const& map, Coordinates const& start, u32 const (&
   }
 }
 
-void load_box(Cta& cta, TensorMap const& map, u32 to, Coordinates const& start, bool gather, u32 barrier) {
+// By lane `lane` of warp w.
+void load_box(Warp& w, int lane, TensorMap const& map, u32 to, Coordinates const& start, bool gather, u32 barrier) {
+  Cta& cta = *w.cta;
+  Races* const races_here = races(w);
   if (to % 128 != 0) fault("TMA to shared address %#x, which is not a multiple of 128", to);
   u32 bytes = map.element_bytes;
   auto const copy = [&](u64 from, u32 valid, u32 offset) {
-    u8* const place = shared_memory(cta, swizzled(to + offset, map.swizzle), map.element_bytes);
+    u32 const address = swizzled(to + offset, map.swizzle);
+    u8* const place = shared_memory(cta, address, map.element_bytes);
+    if (races_here) races_here->write_by_transaction(w, lane, address, valid ? valid : map.element_bytes, barrier);
     if (valid)
       std::memcpy(place, global_memory(from, valid, "TMA load"), valid);
     else
@@ -110,8 +116,8 @@ void load_tensor(Warp& w, Instruction const& i, u32 mask) {
     Coordinates const start = coordinates(w, i.operands[1], l);
     bool const gather = i.option & kGather;
     auto const copy = [&](u32 target, u32 target_barrier) {
-      complete_copy(*cta.cluster, true, [&cta, map, target, start, gather, target_barrier] {
-        load_box(cta, map, target, start, gather, target_barrier);
+      complete_copy(*cta.cluster, true, [&w, l, map, target, start, gather, target_barrier] {
+        load_box(w, l, map, target, start, gather, target_barrier);
       });
     };
     if (!(i.option & kMulticast)) return copy(to, barrier);
@@ -123,16 +129,20 @@ void load_tensor(Warp& w, Instruction const& i, u32 mask) {
 
 // [map, {coordinates}], [shared][, cache policy]
 void store_tensor(Warp& w, Instruction const& i, u32 mask) {
+  Races* const r = races(w);
+  if (r) r->begin_operations(w, Races::kBulkStores);
   for_lanes(mask, [&](int l) {
     Cta& cta = *w.cta;
     TensorMap const map = tensor_map(address_of(w, i.operands[0], l));
     Coordinates const start = coordinates(w, i.operands[0], l);
     u32 const from = u32(address_of(w, i.operands[1], l));
+    if (r) r->begin_bulk_store(w, l);
     auto task = [&cta, map, from, start] { store_box(cta, map, from, start); };
     if (settings.schedule == Schedule::kLate)
       w.bulk_stores.add(l, task);
     else
       task();
+    if (r) r->end_reader();
   });
 }
 

@@ -1,5 +1,6 @@
 // Instructions in which the lanes of a warp take part together.
 #include "families.h"
+#include "races.h"
 #include "registers.h"
 
 namespace emu {
@@ -109,7 +110,11 @@ void reduce(Warp& w, Instruction const& i, u32 mask) {
   write<T>(w, i.operands[0], mask, result);
 }
 
-void warp_barrier(Warp& w, Instruction const& i, u32 mask) { converged(w, members(w, i.operands[0], mask)); }
+void warp_barrier(Warp& w, Instruction const& i, u32 mask) {
+  u32 const who = members(w, i.operands[0], mask);
+  if (!converged(w, who)) return;
+  if (Races* const r = races(w)) r->synchronise_warp(w, who);
+}
 
 // The place of the name that m has, -1 without.
 template <size_t n>

@@ -7,6 +7,7 @@
 
 #include "families.h"
 #include "matrix.h"
+#include "races.h"
 #include "registers.h"
 #include "wgmma.h"
 
@@ -32,12 +33,19 @@ void run_issued(Warp& w, u64 up_to) {
       if (x.wgmma.empty() || x.wgmma_done > up_to) return;
     }
     right_operand.fetched = false;
+    Races* const r = races(w);
+    if (r) {
+      std::vector<Clock const*> known;
+      for (int n = 0; n < 4; ++n) known.push_back(sibling(w, n).wgmma.front().known.get());
+      r->begin_product(sibling(w, 0), known, u32(w.wgmma_done), w.wgmma.front().pc);
+    }
     for (int n = 0; n < 4; ++n) {
       Warp& x = sibling(w, n);
       x.wgmma.front().task();
       x.wgmma.pop_front();
       ++x.wgmma_done;
     }
+    if (r) r->end_reader();
   }
 }
 
@@ -70,6 +78,7 @@ struct Product {
 
   void operator()() const {
     Cta& cta = *warp->cta;
+    Races* const checker = races(*warp);
     int const n = instruction->count;
     bool const fp8 = instruction->option & kFp8;
     Element const element = fp8 ? Element::kE4m3 : Element::kBf16;
@@ -81,7 +90,9 @@ struct Product {
       for (int l = 0; l < kLanes; ++l) d[row_of(l, r) * n + column_of(l, r)] = lanes[l];
     }
     u16 a[kRows * kMaxDepth];
+    if (checker) checker->read_for(warp);
     fetch_left(cta, sums.depth, element, a);
+    if (checker) checker->read_for(nullptr);
     if (!right_operand.fetched || right_operand.descriptor != right) {
       RightTerms& terms = right_operand.terms;
       fetch(cta, MatrixDescriptor::of_wgmma(right), {0, n, 0, sums.depth}, right_across, element, terms.elements);
@@ -133,21 +144,32 @@ void issue(Warp& w, Instruction const& i, u32 mask) {
     p.left_across = flag(6);
     p.right_across = flag(7);
   }
-  w.wgmma.push_back({std::move(p), w.wgmma_group});
+  std::shared_ptr<Clock const> known;
+  if (Races* const r = races(w)) {
+    r->begin_operations(w, Races::kProducts);
+    known = std::make_shared<Clock>(r->known_to_any_lane(w));
+  }
+  w.wgmma.push_back({std::move(p), w.wgmma_group, w.group().pc, std::move(known)});
   if (settings.schedule != Schedule::kLate) run_issued(w, ~0ull >> 1);
 }
 
-void commit(Warp& w, Instruction const&, u32) { ++w.wgmma_group; }
+constexpr u32 kLane = 1;  // for races.h a warp's products are its lane 0's
+
+void commit(Warp& w, Instruction const&, u32) {
+  ++w.wgmma_group;
+  if (Races* const r = races(w)) r->commit(w, kLane, Races::kProducts);
+}
 
 void wait(Warp& w, Instruction const& i, u32) {
   u32 const newest_left = u32(i.operands[0].value);
   auto const due = std::count_if(w.wgmma.begin(), w.wgmma.end(),
                                  [&](WgmmaTask const& t) { return t.group + newest_left < w.wgmma_group; });
-  if (due == 0) return;
-  u64 const last = w.wgmma_done + u64(due) - 1;
-  run_issued(w, last);
-  if (w.wgmma_done > last) return;
-  w.group().wait = Group::kWgmma;
+  u64 const all = w.wgmma_done + u64(due);
+  if (due != 0) run_issued(w, all - 1);
+  if (w.wgmma_done < all)
+    w.group().wait = Group::kWgmma;
+  else if (Races* const r = races(w))
+    r->wait(w, kLane, Races::kProducts, newest_left);
 }
 
 void fence(Warp& w, Instruction const&, u32) { std::fill(w.unfenced.begin(), w.unfenced.end(), u8(0)); }

@@ -1,0 +1,172 @@
+// The happens-before checker of shared memory (settings.races): two accesses to a byte, one of them a write, that
+// nothing orders are a fault, whether or not this schedule made them collide.
+//
+// Order comes from the program, from barriers of every kind, from mbarriers (arrival to wait), from the completion of
+// asynchronous work, and from bar.warp.sync; shuffles and votes order nothing. Asynchronous work has agents of its own:
+//
+//   cp.async of a warp      known to a lane once it has waited; to others through its arrivals from then on, or
+//                           through cp.async.mbarrier.arrive.noinc
+//   bulk stores of a warp   likewise
+//   products of a warpgroup known to a warp that has waited; each begins after what all four warps knew at its issue
+//   transactions of an      TMA, bulk copies, st.async: known to who has waited for the mbarrier's phase; each begins
+//   mbarrier                after what its issuer knew
+//
+// A CTA may not end before what others do in its memory.
+//
+// It belongs to schedules in which asynchronous work is done at its issue: whether it is late makes no difference to
+// what is ordered. mbarriers' own words are not checked, except that they are initialised before they are used.
+#pragma once
+
+#include <string>
+#include <unordered_map>
+
+#include "clocks.h"
+#include "machine.h"
+
+namespace emu {
+
+// Strong: volatile, relaxed and so on. Atomic operations and strong accesses (a strong write is kAtomic) do not race
+// with each other; nor do they order anything here. kRewrite: of the value that is there, which does not race with the
+// write that left it, whichever came first.
+enum class Access : u8 { kRead, kStrongRead, kWrite, kRewrite, kAtomic };
+
+// Accesses whose sources have these texts in them may race: the first one came first.
+void allow_race(std::string first, std::string second);
+
+class Races {
+ public:
+  explicit Races(Cluster& cluster) : cluster_(cluster) {}
+  void begin();                  // the cluster's CTAs start
+  void end_cta(Cta const& cta);  // its last thread has exited
+
+  // --- accesses of threads; of several lanes as one where they share what they read (ldmatrix)
+  void access(Warp& w, u32 lanes, u32 address, u32 bytes, Access kind);
+
+  // --- barriers: what `lanes` have done goes into a clock; what a clock holds becomes known to them
+  void release(Warp& w, u32 lanes, Clock& into);
+  void acquire(Warp& w, u32 lanes, Clock const& from);
+  void synchronise_warp(Warp& w, u32 lanes);
+  Clock& named_barrier(Cta const& cta, u32 number) { return named_[cta.rank * kNamedBarriers + number]; }
+
+  // Who exits has arrived.
+  void arrive_at_cluster(Warp& w, u32 lanes) { release(w, lanes, cluster_barrier_.arrived); }
+  void end_cluster_phase();
+  void pass_cluster(Warp& w) { acquire(w, w.alive, cluster_barrier_.passed); }
+
+  // --- mbarriers, of which each lane names one
+  void use_mbarriers(Warp& w, u32 lanes, u64 const* mbarriers);  // by any operation but their initialisation
+  void arrive(Warp& w, u32 lanes, u64 const* mbarriers);
+  void pass(Warp& w, u32 lanes, u64 const* mbarriers);
+  void arrive_when_copied(Warp& w, u32 lanes, u64 const* mbarriers);  // cp.async.mbarrier.arrive.noinc
+  void end_phase(u32 mbarrier);
+
+  // --- asynchronous work
+  enum Kind : u8 { kThreads, kCopies, kBulkStores, kProducts, kTransactions };
+  void begin_operations(Warp& w, Kind kind) { ++operations(w, kind).issued; }  // goes before an instruction's accesses
+  void write_by_copy(Warp& w, int lane, u32 address, u32 bytes);
+  void write_by_transaction(Warp& w, int lane, u32 address, u32 bytes, u32 mbarrier);
+  void commit(Warp& w, u32 lanes, Kind kind);
+  void wait(Warp& w, u32 lanes, Kind kind, u32 newest_left);
+  void wait_all(Warp& w, u32 lanes, Kind kind);
+
+  // From here to end_reader() async_read() is what a bulk store, or a product, reads. A product's first warp is given,
+  // with what each of the four knew when it issued its share; read_for() says whose share comes.
+  void begin_bulk_store(Warp& w, int lane);
+  void begin_product(Warp& first, std::vector<Clock const*> const& known, u32 number, i32 pc);
+  void read_for(Warp const* w) { only_ = w == nullptr ? nullptr : &state(*w); }  // null: for all
+  void end_reader() { issuers_.clear(); }
+  void async_read(u32 address, u32 bytes);
+  Clock known_to_any_lane(Warp const& w);
+
+ private:
+  static constexpr u32 kNamedBarriers = 16, kWord = 4, kNoAgent = 0xffff;
+
+  // Who accessed some bytes of a word, and when.
+  struct Stamp {
+    u32 time, lanes;
+    i32 pc;
+    u16 agent;
+    u8 bytes;  // a bit for each; 0: nobody
+    Access kind;
+  };
+  // The last write, and what has read, or been done atomically, since. Of more than four such the newest are kept.
+  static constexpr u32 kReaders = 4;
+  struct Word {
+    Stamp write, first_reader;
+    u32 readers;
+  };
+  struct MoreReaders {
+    Stamp stamps[kReaders - 1];
+  };
+
+  // Asynchronous operations of a warp: numbers count them, and commit groups end at numbers.
+  struct Operations {
+    u16 agent = kNoAgent;
+    u32 issued = 0;
+    std::vector<u32> committed[kLanes];
+    u32 done[kLanes] = {};  // those with smaller numbers are known to the lane
+  };
+  struct Knowledge {
+    u32 lanes;
+    Clock clock;
+  };
+  struct WarpState {
+    u16 agent;
+    u32 time = 0;
+    std::vector<Knowledge> groups = {};  // lanes that know the same
+    Operations copies = {}, bulk_stores = {}, products = {};
+  };
+  struct Mbarrier {
+    Clock arrived, passed;  // in this phase; in the phases before
+    u16 agent = kNoAgent;
+    u32 phase = 0;
+  };
+  // Whose knowledge an access begins with; the own accesses of lanes `own` come before it.
+  struct Issuer {
+    WarpState const* warp;
+    Clock const* clock;
+    u32 own;
+  };
+  struct Agent {
+    Kind kind;
+    u32 cta, number;  // of the warp, the warpgroup, or the mbarrier's address
+  };
+
+  WarpState& state(Warp const& w) { return warps_[w.cta->rank * warps_per_cta_ + u32(w.id)]; }
+  Operations& operations(Warp const& w, Kind kind);
+  u16 new_agent(Kind kind, u32 cta, u32 number);
+  Mbarrier& mbarrier_at(u32 address);
+  Issuer issuer(Warp& w, int lane);
+  void learn_products(Warp& w);
+  void use_mbarrier(Warp& w, int lane, u32 address);
+  static void add_done(Operations const& o, u32 lanes, bool all, Clock& into);
+
+  bool allowed(Stamp const& before, Stamp const& now) const;
+  static bool ordered(Stamp const& before, Issuer const& now);
+  void visit(u32 rank, Stamp const& stamp);
+  std::string place_in_code(Stamp const& stamp) const;
+  static bool conflict(Access a, Access b);
+  void check(u32 address, Stamp const& before, Stamp const& now, std::vector<Issuer> const& issuers) const;
+  void access(u32 address, u32 bytes, Stamp stamp, std::vector<Issuer> const& issuers);
+  void add_reader(Word& word, MoreReaders& more, Stamp const& stamp, std::vector<Issuer> const& issuers);
+  std::string describe(Stamp const& stamp) const;
+
+  Cluster& cluster_;
+  u32 warps_per_cta_ = 0;
+  std::vector<WarpState> warps_;
+  std::vector<Agent> agents_;
+  std::vector<std::vector<Word>> words_;                // a CTA's
+  std::vector<std::vector<MoreReaders>> more_;          // the second reader and the others
+  std::vector<std::unordered_map<u32, Stamp>> visits_;  // to a CTA's memory, by other CTAs' warps: the last ones
+  std::vector<Clock> named_;
+  std::unordered_map<u32, Mbarrier> mbarriers_;
+  Mbarrier cluster_barrier_;
+  std::vector<Issuer> one_, issuers_;
+  Stamp reader_{};
+  WarpState const* only_ = nullptr;
+};
+
+// The cluster's checker, null where it is off.
+inline Races* races(Warp const& w) { return w.cta->cluster->races.get(); }
+
+}  // namespace emu

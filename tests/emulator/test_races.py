@@ -1,0 +1,173 @@
+"""The emulator's happens-before checker: of two kernels that differ in one instruction the one is right, the other a
+race, whatever the schedule made of it."""
+
+import numpy as np
+import pytest
+
+from tests.emulator.control import FAIR, SKEWED, Run, emulator_alone
+
+FRAME = """
+.version 9.0
+.target sm_90a
+.address_size 64
+.extern .shared .align 1024 .b8 memory[];
+.visible .entry test(.param .u64 data)
+{{
+  .reg .pred %p<9>;
+  .reg .b32 %r<99>;
+  .reg .b64 %rd<9>;
+  .reg .f32 %f<9>;
+  .reg .b8 %b<9>;
+  mov.u32 %r0, %tid.x;
+  mov.u32 %r1, memory;
+  ld.param.u64 %rd0, [data];
+  setp.eq.u32 %p0, %r0, 0;
+  setp.ne.u32 %p1, %r0, 0;
+  shl.b32 %r2, %r0, 2;
+  add.u32 %r3, %r1, %r2;
+  xor.b32 %r4, %r0, 32;
+  shl.b32 %r4, %r4, 2;
+  add.u32 %r4, %r1, %r4;
+  xor.b32 %r5, %r0, 1;
+  shl.b32 %r5, %r5, 2;
+  add.u32 %r5, %r1, %r5;
+{body}
+  ret;
+}}
+"""
+# %r0 thread, %r1 the memory, %r3 the thread's word, %r4 the other warp's, %r5 the next lane's; %p0 thread 0, %p1 others
+BARRIERS = "@%p0 mbarrier.init.shared.b64 [%r1+1024], {count};\nbar.sync 0;\n"
+WAIT = "LOOP:\nmbarrier.try_wait.parity.shared.b64 %p2, [%r1+1024], 0;\n@!%p2 bra LOOP;\n"
+
+# name: (what comes before, the instruction in question, what comes after[, options of the launch])
+PAIRS = {
+    "read after write": ("st.shared.u32 [%r3], %r0;", "bar.sync 0;", "ld.shared.u32 %r9, [%r4];"),
+    "write after read": ("ld.shared.u32 %r9, [%r4];", "bar.sync 0;", "st.shared.u32 [%r3], %r0;"),
+    "write after write": ("st.shared.u32 [%r3], %r0;", "bar.sync 0;", "st.shared.u32 [%r4], %r0;"),
+    "lanes of a warp": ("st.shared.u32 [%r3], %r0;", "bar.warp.sync -1;", "ld.shared.u32 %r9, [%r5];"),
+    "atomics, then a read": ("atom.shared.add.u32 %r9, [%r1], 1;", "bar.sync 0;", "ld.shared.u32 %r9, [%r1];"),
+    "a volatile write": ("@%p0 st.volatile.shared.u32 [%r1], 1;", "bar.sync 0;", "ld.shared.u32 %r9, [%r1];"),
+    "another value": ("st.shared.u32 [%r1], 7;", "bar.sync 0;", "@%p0 st.shared.u32 [%r1], 8;"),
+    "matrices": (
+        "st.shared.u32 [%r3], %r0;",
+        "bar.warp.sync -1;",
+        "and.b32 %r6, %r3, -128;\nldmatrix.sync.aligned.m8n8.x1.shared.b16 {%r9}, [%r6];",
+    ),
+    "arrival and wait": (
+        BARRIERS.format(count=64) + "st.shared.u32 [%r3], %r0;\nmbarrier.arrive.shared.b64 _, [%r1+1024];",
+        WAIT,
+        "ld.shared.u32 %r9, [%r4];",
+    ),
+    "an mbarrier's initialisation": (
+        "@%p0 mbarrier.init.shared.b64 [%r1+1024], 64;",
+        "bar.sync 0;",
+        "mbarrier.arrive.shared.b64 _, [%r1+1024];",
+    ),
+    "a copy of one's own": (
+        "cp.async.ca.shared.global [%r3], [%rd0], 4;",
+        "cp.async.wait_all;",
+        "ld.shared.u32 %r9, [%r3];",
+    ),
+    "a group of copies": (
+        "cp.async.ca.shared.global [%r3], [%rd0], 4;\ncp.async.commit_group;\n"
+        "cp.async.ca.shared.global [%r3+512], [%rd0], 4;\ncp.async.commit_group;",
+        "cp.async.wait_group 1;",
+        "ld.shared.u32 %r9, [%r3];\ncp.async.wait_all;",
+    ),
+    "copies of others": (
+        BARRIERS.format(count=64)
+        + "cp.async.ca.shared.global [%r3], [%rd0], 4;\ncp.async.mbarrier.arrive.noinc.shared.b64 [%r1+1024];",
+        WAIT,
+        "ld.shared.u32 %r9, [%r4];",
+    ),
+    "a bulk copy": (
+        BARRIERS.format(count=1) + "@%p0 mbarrier.arrive.expect_tx.shared.b64 _, [%r1+1024], 256;\n"
+        "@%p0 cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%r1], [%rd0], 256, [%r1+1024];",
+        WAIT,
+        "ld.shared.u32 %r9, [%r3];",
+    ),
+    "a bulk store": (
+        "st.shared.u32 [%r3], %r0;\nfence.proxy.async;\nbar.sync 0;\n"
+        "@%p0 cp.async.bulk.global.shared::cta.bulk_group [%rd0], [%r1], 16;\n@%p0 cp.async.bulk.commit_group;",
+        "@%p0 cp.async.bulk.wait_group.read 0;",
+        "@%p0 st.shared.u32 [%r3], %r0;\n@%p0 cp.async.bulk.wait_group 0;",
+    ),
+    "a product": (
+        "mov.u64 %rd1, 4611686018427387904;\nmov.u32 %r6, memory;\nshr.u32 %r6, %r6, 4;\ncvt.u64.u32 %rd2, %r6;\n"
+        "or.b64 %rd1, %rd1, %rd2;\nmov.f32 %f0, 0f00000000;\nmov.f32 %f1, %f0;\nmov.f32 %f2, %f0;\nmov.f32 %f3, %f0;\n"
+        "setp.ne.u32 %p3, %r0, %r0;\nwgmma.fence.sync.aligned;\n"
+        "wgmma.mma_async.sync.aligned.m64n8k16.f32.bf16.bf16 {%f0, %f1, %f2, %f3}, %rd1, %rd1, %p3, 1, 1, 0, 0;\n"
+        "wgmma.commit_group.sync.aligned;",
+        "wgmma.wait_group.sync.aligned 0;",
+        "@%p0 st.shared.u32 [%r1], %r0;",
+        {"threads": 128},
+    ),
+    "another CTA's memory": (
+        "mov.u32 %r6, %cluster_ctarank;\nxor.b32 %r6, %r6, 1;\nmapa.shared::cluster.u32 %r7, %r3, %r6;\n"
+        "barrier.cluster.arrive.aligned;\nbarrier.cluster.wait.aligned;\nst.shared::cluster.u32 [%r7], %r0;",
+        "barrier.cluster.arrive.aligned;\nbarrier.cluster.wait.aligned;",
+        "ld.shared.u32 %r9, [%r3];",
+        {"grid": 2, "cluster": 2},
+    ),
+}
+
+
+PAIRS["another CTA's end"] = (
+    PAIRS["another CTA's memory"][0].replace("st.shared", "ld.shared").replace("[%r7], %r0", "%r9, [%r7]"),
+    "barrier.cluster.arrive.aligned;\nbarrier.cluster.wait.aligned;",
+    "",
+    {"grid": 2, "cluster": 2},
+)
+
+
+def run(schedule, body, **options):
+    emulator = emulator_alone()
+    emulator.configure(Run("test", schedule, races=True, proxy_fences=False))  # their reports would come first
+    options = {"threads": 64, "shared": 65536} | options
+    emulator.run_ptx(FRAME.format(body=body), np.zeros(1024, np.uint32), **options)
+
+
+@pytest.mark.parametrize("schedule", [FAIR, SKEWED])
+@pytest.mark.parametrize("name", PAIRS)
+def test_one_instruction_orders(name, schedule):
+    before, instruction, after, options = (*PAIRS[name], {})[:4]
+    run(schedule, "\n".join((before, instruction, after)), **options)
+    with pytest.raises(RuntimeError, match="race on shared memory at dynamic offset|not initialised|may end before"):
+        run(schedule, "\n".join((before, after)), **options)
+
+
+NONE = {
+    "atomics": "atom.shared.add.u32 %r9, [%r1], 1;",
+    "volatile": "st.volatile.shared.u32 [%r1], %r0;\nld.volatile.shared.u32 %r9, [%r1];",
+    "the same instruction's lanes": "setp.lt.u32 %p4, %r0, 32;\n@%p4 st.shared.u32 [%r1], 1;",
+    "neighbouring bytes": "add.u32 %r6, %r1, %r0;\nst.shared.u8 [%r6], %r0;\nld.shared.u8 %r7, [%r6];",
+    "the same value": "st.shared.u32 [%r1], 7;",
+    "reads": "ld.shared.u32 %r9, [%r1];",
+    "one's own": "st.shared.u32 [%r3], %r0;\nld.shared.u32 %r9, [%r3];\nst.shared.u32 [%r3], %r9;",
+}
+
+
+@pytest.mark.parametrize("name", NONE)
+def test_no_false_report(name):
+    run(FAIR, NONE[name])
+
+
+def test_lanes_that_wait_alone_order_nothing_for_the_others():
+    """Lane 0 knows what it waited for; the rest of its warp once it has met it."""
+    before = BARRIERS.format(count=32) + "setp.lt.u32 %p4, %r0, 32;\nsetp.eq.u32 %p5, %r0, 32;\n"
+    before += (
+        "@!%p4 bra CONSUMER;\nst.shared.u32 [%r3], %r0;\nmbarrier.arrive.shared.b64 _, [%r1+1024];\nret;\nCONSUMER:\n"
+    )
+    before += "@!%p5 bra MEET;\n" + WAIT + "MEET:\n"
+    after = "ld.shared.u32 %r9, [%r4];"
+    run(SKEWED, before + "bar.warp.sync -1;\n" + after)
+    with pytest.raises(RuntimeError, match="race on shared memory"):
+        run(SKEWED, before + after)
+
+
+def test_the_report_names_both_accesses():
+    with pytest.raises(RuntimeError) as error:
+        run(FAIR, "st.shared.u32 [%r3], %r0;\nld.shared.u32 %r9, [%r4];")
+    first, second = str(error.value).split("before")
+    assert "a read by warp 0, lanes 00000001" in first and "ld.shared.u32 %r9, [%r4]\n      PTX line 27" in first
+    assert "a write by warp 1, lanes 00000001" in second and "st.shared.u32 [%r3], %r0\n      PTX line 26" in second
