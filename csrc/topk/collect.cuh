@@ -3,11 +3,9 @@
 // At first in the hope of room: every thread of the row's CTAs looks at kVectors vectors, which it has asked for in the
 // step before, and its warp puts what lies above the threshold into its CTA's list, in any order, and waits for nobody.
 //
-// Rounds, if the list was too small: after each step all wait, and if some warp's candidates have found no room, the k
-// best are kept and the threshold rises to the worst of these; then those warps try again. So no distribution of
-// scores, or of their places in the row, makes the list overflow. Rounds go forward in the row: what a later round
-// finds equal to the threshold loses against the k of the list, which have lower positions. That is why `score >
-// threshold` is right there, while a warp that tries again compares ranks.
+// In rounds, if the list was too small: after each step all wait, and if some warp's candidates have found no room, the
+// k best are kept and the cut rises to the worst of these; then those warps try again. So no distribution of scores, or
+// of their places in the row, makes the list overflow.
 #pragma once
 
 #include "row.cuh"
@@ -15,27 +13,17 @@
 
 namespace dsa::topk {
 
-struct Above {
-  float threshold;
-  __device__ bool operator()(uint32_t value, uint32_t) const { return __uint_as_float(value) > threshold; }
-};
-
+// A warp's candidates that are not below a cut go into the list; false if it has no room for them.
 template <class Format>
-struct NotBelow {
-  uint64_t cut;
-  Order<Format> order;
-  __device__ bool operator()(uint32_t value, uint32_t position) const { return order.rank(value, position) >= cut; }
-};
-
-// A warp's candidates go into the list, without gaps; false if it has no room for them.
-template <class Format, int kCount, class Accepts>
-__device__ __forceinline__ bool put(SharedStorage& s, Vectors<Format, kCount> const& batch, uint32_t position,
-                                    Accepts const& accepts) {
-  int const lane = threadIdx.x % 32;
+__device__ __forceinline__ bool put(SharedStorage& s, uint4 const& vector, uint32_t position,
+                                    Order<Format> const& order, uint64_t cut) {
   uint32_t accepted = 0;
-  batch.for_each(position, [&](uint32_t value, uint32_t at, int i) { accepted |= uint32_t(accepts(value, at)) << i; });
+#pragma unroll
+  for (int i = 0; i < Format::kPerVector; ++i)
+    accepted |= uint32_t(order.rank(Format::get(vector, i), position + i) >= cut) << i;
   uint32_t const mine = __popc(accepted), end = warp_inclusive_sum(mine), all = __shfl_sync(~0u, end, 31);
   if (all == 0) return true;
+  int const lane = threadIdx.x % 32;
   uint32_t place = 0;
   if (lane == 31) place = atomicAdd(&s.listed, all);
   place = __shfl_sync(~0u, place, 31);
@@ -45,18 +33,19 @@ __device__ __forceinline__ bool put(SharedStorage& s, Vectors<Format, kCount> co
     return false;
   }
   Candidate* to = s.list + (place + end - mine);
-  batch.for_each(position, [&](uint32_t value, uint32_t at, int i) {
-    if (accepted >> i & 1) *to++ = {value, at};
-  });
+#pragma unroll
+  for (int i = 0; i < Format::kPerVector; ++i)
+    if (accepted >> i & 1) *to++ = {Format::get(vector, i), position + i};
   return true;
 }
 
-// The same for what lies above a threshold, in as few instructions as can be: there are ten a score, and they are what
-// most rows take their time for.
+// The same for all that lies above a threshold, in as few instructions as can be: there are a dozen a score, and they
+// are what most rows take their time for. 16 scores of a thread: for more the registers do not suffice.
 template <class Format>
-__device__ __forceinline__ bool put_above(SharedStorage& s, Batch<Format> batch, uint32_t position, float threshold) {
+__device__ __forceinline__ bool put_above(SharedStorage& s, Vectors<Format, 16 / Format::kPerVector> part,
+                                          uint32_t position, float threshold) {
   uint32_t counts[2] = {0, 0};  // two, not to wait for each other
-  batch.for_each(position, [&](uint32_t value, uint32_t, int i) {
+  part.for_each(position, [&](uint32_t value, uint32_t, int i) {
     asm("{\n"
         ".reg .pred above;\n"
         "setp.gt.f32 above, %1, %2;\n"
@@ -65,17 +54,16 @@ __device__ __forceinline__ bool put_above(SharedStorage& s, Batch<Format> batch,
         : "+r"(counts[i % 2])
         : "f"(__uint_as_float(value)), "f"(threshold));
   });
-  uint32_t const mine = counts[0] + counts[1];
-  uint32_t const end = warp_inclusive_sum(mine);
+  uint32_t const mine = counts[0] + counts[1], end = warp_inclusive_sum(mine);
   uint32_t place = 0;
   if (threadIdx.x % 32 == 31 && end != 0) place = atomicAdd(&s.listed, end);
   place = __shfl_sync(~0u, place, 31) + end;
   if (__any_sync(~0u, place > kCapacity)) return false;
   auto to = uint32_t(__cvta_generic_to_shared(s.list + (place - mine)));
-  // Anew: the compiler would keep the comparisons' results, or 2-byte scores made long, and run out of registers.
+  // Anew: the compiler would keep the comparisons' results, which takes more instructions.
 #pragma unroll
-  for (uint4& v : batch.v) asm volatile("" : "+r"(v.x), "+r"(v.y), "+r"(v.z), "+r"(v.w));
-  batch.for_each(position, [&](uint32_t value, uint32_t at, int) {
+  for (uint4& v : part.v) asm volatile("" : "+r"(v.x), "+r"(v.y), "+r"(v.z), "+r"(v.w));
+  part.for_each(position, [&](uint32_t value, uint32_t at, int) {
     asm volatile(
         "{\n"
         ".reg .pred above;\n"
@@ -101,76 +89,53 @@ __device__ __forceinline__ int vector_of(int rank, int begin) {
 template <class Format>
 __device__ __forceinline__ void collect_at_once(SharedStorage& s, Row<Format> const& row, int rank, int size,
                                                 float threshold) {
+  constexpr int kPart = 16 / Format::kPerVector;
   int const step = size * (kThreads * kVectors), end = row.vectors();
 #pragma unroll 1
   for (int begin = 0; begin < end; begin += step) {
     Batch<Format> const batch = fetched<Format>(s);
     if (begin + step < end) fetch(s, row, vector_of(rank, begin + step));
-    if (!put_above(s, batch, row.position(vector_of(rank, begin)), threshold)) break;
+    bool room = true;
+#pragma unroll
+    for (int u = 0; u < kVectors; u += kPart) {
+      Vectors<Format, kPart> part;
+#pragma unroll
+      for (int i = 0; i < kPart; ++i) part.v[i] = batch.v[u + i];
+      int const first = vector_of(rank, begin) + u * part.kApart;
+      room = room && put_above<Format>(s, part, row.position(first), threshold);
+    }
+    if (!room) break;
   }
   wait_for_copies();
 }
 
+// The list is empty, and `cut` a rank that k candidates are not below, if there are as many. Leaves no gaps in the
+// list.
 template <class Format>
-struct Rounds {
-  SharedStorage& s;
-  Row<Format> row;
-  uint32_t k;
+__device__ __forceinline__ void collect_in_rounds(SharedStorage& s, Row<Format> const& row, uint32_t k, uint64_t cut) {
+  constexpr int kApart = Batch<Format>::kApart;
+  Order<Format> const order(row.length);
   uint32_t round = 1;
-
-  // The list is empty. Ends with a barrier.
-  __device__ __forceinline__ void run(float threshold) {
-    auto const vector = [](int begin) { return vector_of(0, begin); };
-    int const step = kThreads * kVectors, end = row.vectors();
-    fetch(s, row, vector(0));
 #pragma unroll 1
-    for (int begin = 0; begin < end; begin += step) {
-      int done = kVectors;  // of this step's
-      {
-        Batch<Format> const batch = fetched<Format>(s);
-        if (begin + step < end) fetch(s, row, vector(begin + step));
-        if (!put(s, batch, row.position(vector(begin)), Above{threshold})) {
-          s.full_in_round = round;
-          done = 0;
-        }
-      }
-      if (end_round()) continue;
-      do {
-        make_room();
-        threshold = Order<Format>(row.length).score(s.cut);
-        put_again(vector(begin), done);
-      } while (!end_round());
-    }
-  }
-
- private:
-  // Whether everything found room. All threads agree: a warp that is ahead writes a later round's number.
-  __device__ __forceinline__ bool end_round() {
-    __syncthreads();
-    return s.full_in_round != round++;
-  }
-
-  __device__ __forceinline__ void make_room() {
-    Order<Format> const order(row.length);
-    uint64_t const cut = keep_best(s, k, order);
-    if (threadIdx.x == 0) s.cut = cut;
-    __syncthreads();
-  }
-
-  // Vector for vector, from memory: rare, and by now the next step's have their place.
-  __device__ __forceinline__ void put_again(int first, int& done) const {
-    NotBelow<Format> const accepts{s.cut, Order<Format>(row.length)};
+  for (int begin = 0; begin < row.vectors(); begin += kThreads * kVectors) {
+    int const first = vector_of(0, begin);
+    fetch(s, row, first);
+    wait_for_copies();
+    int done = 0;
+    while (true) {
 #pragma unroll 1
-    for (; done < kVectors; ++done) {
-      Vectors<Format, 1> one;
-      int const vector = first + done * one.kApart;
-      one.v[0] = row.load_part(vector);
-      if (!put(s, one, row.position(vector), accepts)) {
+      for (; done < kVectors; ++done) {
+        if (put(s, s.incoming[done][threadIdx.x], row.position(first + done * kApart), order, cut)) continue;
         s.full_in_round = round;
-        return;
+        break;
       }
+      __syncthreads();
+      // All threads agree: a warp that is ahead writes a later round's number.
+      if (s.full_in_round != round++) break;
+      cut = keep_best(s, k, order);
+      __syncthreads();
     }
   }
-};
+}
 
 }  // namespace dsa::topk

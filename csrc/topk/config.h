@@ -5,7 +5,6 @@
 
 #include <cstdint>
 
-#include "arch/any/cluster.cuh"
 #include "op.h"
 
 #ifndef TOPK_THREADS
@@ -18,7 +17,7 @@ constexpr int kThreads = TOPK_THREADS, kWarps = kThreads / 32;
 constexpr int kCtasPerMultiprocessor =
     1024 / kThreads;  // one waits for memory or at a barrier while the other computes
 // Of a cluster. More than 8 CTAs need the device's consent.
-constexpr int kMinCtasPerRow = 4, kMaxCtasPerRow = 16, kColumnsPerCta = 16384;
+constexpr int kMinCtasPerRow = 4, kMaxCtasPerRow = 16, kColumnsPerCta = 8192;
 constexpr int kVectorBytes = 16;
 constexpr int kVectors = 4;                    // of a thread, in flight while as many are looked at
 constexpr int kCapacity = 7168;                // candidates in the list
@@ -28,8 +27,8 @@ constexpr int kBins = 1 << kDigitBits;
 constexpr int kWindow = 32 * kBins;  // positions that the bitmap covers
 constexpr int kTies = 128;  // candidates in the cut's bin, of which the best are found by comparing all with all
 
-// What one warp hands to the list at once, at most: vectors of 2-byte elements.
-constexpr int kWarpBatch = 32 * kVectors * kVectorBytes / 2;
+// What one warp hands to the list at once in rounds, at most: a vector of 2-byte elements a lane.
+constexpr int kWarpBatch = 32 * kVectorBytes / 2;
 static_assert(kCapacity - kMaxTopk >= kWarpBatch, "after k have been chosen from a full list, a warp's fit again");
 static_assert(kCapacity >= kMaxTopk + kWarpBatch, "a list that has no room for a warp's holds k or more");
 static_assert(kBins % (4 * kThreads) == 0, "threads read bins four at a time");
@@ -49,8 +48,8 @@ struct alignas(8) Candidate {
 
 struct SharedStorage {
   // A histogram; then the bitmap of a window. Zero whenever neither is being made.
-  alignas(16) uint32_t bins[kBins];
-  uint32_t zero, nowhere;  // behind them: what is never written, and what is never read
+  alignas(16) uint32_t bins[kBins + 1];  // the last is always zero
+  uint32_t nowhere[32];  // never read: a word a lane, as atomic operations on one address wait for each other
   Found found;
   uint32_t warp_sums[kWarps];
   union {
@@ -64,7 +63,6 @@ struct SharedStorage {
   uint32_t greatest;       // key in the sample
   uint32_t kept;           // while the list is being thinned out
   uint32_t full_in_round;  // the last round in which some warp's candidates found no room
-  Inbox inbox;             // of a cluster's leading CTA
   uint64_t cut;            // rank (order.cuh) of the worst of the k best so far, or a bound just below it
 };
 

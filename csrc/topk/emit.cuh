@@ -47,7 +47,7 @@ __device__ __forceinline__ void write(SharedStorage const& s, uint32_t listed, u
     for (int u = 0; u < kAtOnce; ++u) bits[u] = s.list[begin + u * kThreads].position - window;
 #pragma unroll
     for (int u = 0; u < kAtOnce; ++u) {
-      uint32_t const word = min(bits[u] / 32, uint32_t(kBins));  // s.zero
+      uint32_t const word = min(bits[u] / 32, uint32_t(kBins));
       words[u] = s.bins[word];
       places[u] = s.places[word];
     }

@@ -29,16 +29,15 @@ __global__ void __launch_bounds__(kThreads, kCtasPerMultiprocessor) topk_kernel(
     return;
   }
 
+  team.start(s);
   bool sampled = row.length > kCapacity;
   Sample<Format> sample;
   if (sampled) sample.load(row, p.k);
   fetch(s, row, vector_of(team.rank(), 0));
   if (threadIdx.x == 0) {
-    s.zero = 0;
-    s.listed = 0;
+    s.bins[kBins] = 0;
     s.greatest = 0;
   }
-  team.start(s);
 #pragma unroll
   for (int i = 0; i < kBins / 4; i += kThreads) reinterpret_cast<uint4*>(s.bins)[i + threadIdx.x] = {0, 0, 0, 0};
   __syncthreads();
@@ -51,19 +50,17 @@ __global__ void __launch_bounds__(kThreads, kCtasPerMultiprocessor) topk_kernel(
   __syncthreads();
   if (!team.gather(s)) return;
 
+  Order<Format> const order(row.length);
   bool const full = s.listed > kCapacity;
   if (full || (sampled && s.listed < uint32_t(p.k))) {  // the sample has misled
-    if (!full) {
-      threshold = kNothing;
-      sampled = false;
-    }
+    sampled = sampled && full;
     __syncthreads();
     if (threadIdx.x == 0) {
       s.listed = 0;
       s.full_in_round = 0;
     }
     __syncthreads();
-    Rounds<Format>{s, row, uint32_t(p.k)}.run(threshold);
+    collect_in_rounds(s, row, p.k, sampled ? order.least(threshold) : order.least());
   }
 
   Bins bins;
@@ -71,7 +68,6 @@ __global__ void __launch_bounds__(kThreads, kCtasPerMultiprocessor) topk_kernel(
     bins.base = key_of(__float_as_uint(threshold));
     bins.shift = max(bit_width(greatest - bins.base) - kDigitBits, 0);
   }
-  Order<Format> const order(row.length);
   uint64_t const cut = select(s, p.k, order, bins);
   emit(s, p, index, row.length, cut, order);
 }

@@ -65,15 +65,13 @@ struct Order {
   }
   // The least rank of any candidate is not below it.
   __device__ __forceinline__ uint64_t least() const { return uint64_t(1) << position_bits; }
+  // That of any with a score above `threshold` neither.
+  __device__ __forceinline__ uint64_t least(float threshold) const {
+    return uint64_t(key_of(__float_as_uint(threshold)) >> (32 - Format::kKeyBits)) << position_bits;
+  }
 
   __device__ __forceinline__ uint32_t position(uint64_t rank) const {
     return last - (uint32_t(rank) & uint32_t(least() - 1));
-  }
-
-  // The score of a rank. (Where keys have 16 bits, a negative score's lower half is all ones in ordered().)
-  __device__ __forceinline__ float score(uint64_t rank) const {
-    uint32_t const key = uint32_t(rank >> position_bits) << (32 - Format::kKeyBits);
-    return score_of(key & kSign || Format::kKeyBits == 32 ? key : key | 0xffffu);
   }
 };
 

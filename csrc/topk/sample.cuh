@@ -39,7 +39,7 @@ struct Sample {
     uint32_t greatest = 0;
     for_each([&](uint32_t key) {
       greatest = max(greatest, key);
-      atomicAdd(key != 0 ? &s.bins[key >> (32 - kDigitBits)] : &s.nowhere, 1u);
+      atomicAdd(key != 0 ? &s.bins[key >> (32 - kDigitBits)] : &s.nowhere[threadIdx.x % 32], 1u);
     });
     greatest = __reduce_max_sync(~0u, greatest);
     if (threadIdx.x % 32 == 0) atomicMax(&s.greatest, greatest);

@@ -67,7 +67,7 @@ struct Bins {
 
 // Marks positions of a window in the bitmap.
 __device__ __forceinline__ void mark(SharedStorage& s, bool marked, uint32_t bit) {
-  uint32_t* const word = marked && bit < kWindow ? &s.bins[bit / 32] : &s.nowhere;
+  uint32_t* const word = marked && bit < kWindow ? &s.bins[bit / 32] : &s.nowhere[threadIdx.x % 32];
   atomicOr(word, 1u << bit % 32);
 }
 
@@ -86,7 +86,7 @@ __device__ __forceinline__ uint64_t select(SharedStorage& s, uint32_t k, Order<F
   uint64_t cut = order.least();
   if (length > k) {
     for_list(s, length, [&](bool there, Candidate const& c, uint32_t) {
-      atomicAdd(there ? &s.bins[bins.of(c.value)] : &s.nowhere, 1u);
+      atomicAdd(there ? &s.bins[bins.of(c.value)] : &s.nowhere[threadIdx.x % 32], 1u);
     });
     if (threadIdx.x == 0) s.tied = 0;
     __syncthreads();

@@ -2,6 +2,7 @@
 // writes.
 #pragma once
 
+#include "arch/any/cluster.cuh"
 #include "config.h"
 
 namespace dsa::topk {
@@ -13,7 +14,9 @@ template <>
 struct Team<false> {
   __device__ __forceinline__ uint32_t rank() const { return 0; }
   __device__ __forceinline__ uint32_t size() const { return 1; }
-  __device__ __forceinline__ void start(SharedStorage&) const {}
+  __device__ __forceinline__ void start(SharedStorage& s) const {
+    if (threadIdx.x == 0) s.listed = 0;
+  }
   __device__ __forceinline__ bool gather(SharedStorage&) const { return true; }
 };
 
@@ -22,12 +25,9 @@ struct Team<true> {
   __device__ __forceinline__ uint32_t rank() const { return cluster_rank(); }
   __device__ __forceinline__ uint32_t size() const { return cluster_size(); }
 
-  // Thread 0 has set `listed`.
+  // Before anything is loaded: arriving takes until then.
   __device__ __forceinline__ void start(SharedStorage& s) const {
-    if (threadIdx.x == 0) {
-      if (rank() == 0) s.inbox.init(size() - 1);
-      fence_cluster();
-    }
+    if (threadIdx.x == 0) s.listed = 0;
     __syncwarp();
     cluster_arrive();
   }
@@ -37,20 +37,20 @@ struct Team<true> {
   __device__ __forceinline__ bool gather(SharedStorage& s) const {
     cluster_wait();  // for a start long ago
     if (rank() == 0) {
-      s.inbox.wait();
+      cluster_arrive();
+      cluster_wait();
       return true;
     }
     uint32_t const n = s.listed;
     if (threadIdx.x == 0) s.kept = atomicAdd(in_cta(&s.listed, 0), n);
     __syncthreads();
     uint32_t const place = s.kept;
-    bool const fits = place + n <= kCapacity;
-    auto const inbox = s.inbox.of_cta(0);
-    if (threadIdx.x == 0) inbox.announce(fits ? n * uint32_t(sizeof(Candidate)) : 0);
-    if (!fits) return false;
+    if (place + n <= kCapacity) {
+      Candidate* const to = in_cta(s.list + place, 0);
 #pragma unroll 1
-    for (uint32_t i = threadIdx.x; i < n; i += kThreads)
-      inbox.send(&s.list[place + i], reinterpret_cast<uint64_t const&>(s.list[i]));
+      for (uint32_t i = threadIdx.x; i < n; i += kThreads) to[i] = s.list[i];
+    }
+    cluster_arrive();
     return false;
   }
 };
