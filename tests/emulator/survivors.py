@@ -38,23 +38,23 @@ SURVIVORS = (
         "The product overwrites accumulators that were not written since the last fence. That a fence also orders what "
         "has been read from registers is not modelled.",
         instruction=r"wgmma\.fence",
-        source=r"indexer_logits/sm90/consumer\.cuh:151 |heads64/consumer\.cuh:99 ",
+        source=r"indexer_logits/sm90/consumer\.cuh:151 |heads64/consumer\.cuh:99 |few_heads/consumer\.cuh:117 ",
     ),
     Survivor(
         "The copies of a stage are generic writes of other threads, and who reads it fences. Whether it does is "
         "checked for ordinary stores alone, not for cp.async.",
         instruction=r"fence\.proxy\.async",
-        source=r"heads64/consumer\.cuh:91 |heads64/odd_consumer\.cuh:39 ",
+        source=r"heads64/consumer\.cuh:91 |heads64/odd_consumer\.cuh:39 |few_heads/consumer\.cuh:101 ",
     ),
     Survivor(
         "Nothing reads or waits between this group and the next, which takes its products along.",
         instruction=r"wgmma\.commit_group",
-        source=r"heads64/consumer\.cuh:103 ",
+        source=r"heads64/consumer\.cuh:103 |few_heads/consumer\.cuh:124 ",
     ),
     Survivor(
         "Only products have read the buffer, and the wait for them is one of the whole warp.",
         instruction=r"bar\.warp\.sync",
-        source=r"heads64/consumer\.cuh:131 ",
+        source=r"heads64/consumer\.cuh:131 |few_heads/consumer\.cuh:104 ",
     ),
     Survivor(
         "All four warps' scores are complete here when one warp has waited for its own.",
