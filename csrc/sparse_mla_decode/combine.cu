@@ -1,7 +1,7 @@
 // Adds up the parts of the queries that were cut (plan.h), in the order of their keys: the same bits on every launch.
 //
-// 128 threads, four columns each, take kInFlight rows of parts at a time: one head of up to 16 parts, or several heads
-// of fewer. All loads of these are on their way at once, since the kernel is short and waiting is what it does.
+// 128 threads, four columns each, take one head of up to 16 parts at a time, or several of fewer. All loads of these
+// are on their way at once: the kernel is short, and waiting is what it does.
 #include <cuda_bf16.h>
 #include <cuda_runtime_api.h>
 
@@ -13,7 +13,8 @@ namespace dsa {
 namespace {
 
 constexpr int kThreads = 128, kColumns = 512;
-constexpr int kInFlight = 16;
+constexpr int kMostHeads = 4;  // of which a CTA's threads have loads in flight at once
+constexpr int kCtas = 4;       // of a multiprocessor
 
 struct CombineParams : SparseMlaDecodeParams {
   DecodeShape shape;
@@ -29,11 +30,9 @@ struct PartSlots {
   __device__ int64_t operator[](int i) const { return i == 0 ? first : next + int64_t(i - 1) * step; }
 };
 
-// Heads [first, end) of a query of at most kParts parts, kInFlight / kParts at a time; of more parts if kParts is
-// kInFlight.
-template <int kParts>
+// Heads [first, end) of a query, kHeads at a time, kParts parts of each at a time.
+template <int kHeads, int kParts>
 __device__ void combine_heads(CombineParams const& p, PartSlots const& slots, int first, int end) {
-  constexpr int kHeads = kInFlight / kParts;
   int const heads = p.shape.padded_heads(), column = threadIdx.x * 4;
   int const batch = slots.query / p.s_q, token = slots.query % p.s_q;
   for (; first < end; first += kHeads) {
@@ -97,20 +96,20 @@ __device__ void combine_heads(CombineParams const& p, PartSlots const& slots, in
 
 __device__ void combine_heads(CombineParams const& p, PartSlots const& slots, int first, int end) {
   if (slots.count <= 2)
-    combine_heads<2>(p, slots, first, end);
+    combine_heads<4, 2>(p, slots, first, end);
   else if (slots.count <= 4)
-    combine_heads<4>(p, slots, first, end);
+    combine_heads<2, 4>(p, slots, first, end);
   else if (slots.count <= 8)
-    combine_heads<8>(p, slots, first, end);
+    combine_heads<1, 8>(p, slots, first, end);
   else
-    combine_heads<16>(p, slots, first, end);
+    combine_heads<1, 16>(p, slots, first, end);
 }
 
 // Heads that a CTA takes at once: so many that all CTAs have some, and that loads of several heads can be in flight.
 __device__ int heads_at_once(int queries, int h_q) {
   int64_t const heads = int64_t(queries) * h_q;
   int n = 1;
-  while (n < kInFlight / 2 && heads >= int64_t(2 * n) * gridDim.x) n *= 2;
+  while (n < kMostHeads && heads >= int64_t(2 * n) * gridDim.x) n *= 2;
   return n;
 }
 
@@ -136,7 +135,7 @@ __device__ int find_cut_queries(CombineParams const& p, DecodeCut* cuts, int* le
   return count;
 }
 
-__global__ void __launch_bounds__(kThreads, 4) combine_cut_queries(__grid_constant__ CombineParams const p) {
+__global__ void __launch_bounds__(kThreads, kCtas) combine_cut_queries(__grid_constant__ CombineParams const p) {
   launch_dependent_grids();
   extern __shared__ DecodeCut cuts[];
   int* const leads = reinterpret_cast<int*>(cuts + p.parts + 1);
@@ -151,7 +150,7 @@ __global__ void __launch_bounds__(kThreads, 4) combine_cut_queries(__grid_consta
   }
 }
 
-__global__ void __launch_bounds__(kThreads, 4) combine_chunks(__grid_constant__ CombineParams const p) {
+__global__ void __launch_bounds__(kThreads, kCtas) combine_chunks(__grid_constant__ CombineParams const p) {
   launch_dependent_grids();
   wait_for_grid_before();
   int const step = heads_at_once(p.shape.queries, p.h_q), steps = (p.h_q + step - 1) / step;
@@ -184,7 +183,7 @@ int launch_decode_combine(SparseMlaDecodeParams const& params, void* stream) {
   attribute.val.programmaticStreamSerializationAllowed = 1;
   cudaLaunchConfig_t config{};
   int64_t const most = int64_t(p.batch_invariant || shape.queries < p.parts ? shape.queries : p.parts) * p.h_q;
-  config.gridDim = dim3(unsigned(most < 4 * sms ? most : 4 * sms));
+  config.gridDim = dim3(unsigned(most < kCtas * sms ? most : kCtas * sms));
   config.blockDim = dim3(kThreads);
   config.dynamicSmemBytes = p.batch_invariant ? 0 : (p.parts + 1) * (sizeof(DecodeCut) + sizeof(int));
   config.stream = static_cast<cudaStream_t>(stream);

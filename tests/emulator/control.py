@@ -22,7 +22,6 @@ class Run:
     wgmma_fences: bool = True
     races: bool = False  # not with LATE; doubles the time
     late_tmem_loads: bool = False
-    exact_mma: bool = False
 
 
 # What every case is put through.
@@ -63,7 +62,7 @@ class Emulator:
         lib.emu_set_arch(arch)
 
     def configure(self, run: Run, instruction_limit: int = 0, trace: bool = False) -> None:
-        checks = (run.proxy_fences, run.wgmma_fences, run.races, run.late_tmem_loads, run.exact_mma)
+        checks = (run.proxy_fences, run.wgmma_fences, run.races, run.late_tmem_loads)
         self.library.emu_configure(run.schedule, run.seed, *checks, trace, instruction_limit)
 
     def unknown_instructions(self) -> list[str]:

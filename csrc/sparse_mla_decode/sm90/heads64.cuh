@@ -62,7 +62,7 @@ class Walk {
 // The two key buffers by turns; their halves are the groups.
 template <class Config>
 struct Sink {
-  static constexpr int kAhead = 3;
+  static constexpr int kAhead = 4;
   static constexpr int kGroups = 2;
   static constexpr int group_begin(int g) { return g * heads64::kHalfTiles; }
   static constexpr int group_end(int g) { return g == 0 ? heads64::kHalfTiles : Config::kTiles; }

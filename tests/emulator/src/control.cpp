@@ -66,14 +66,13 @@ char const* kept(std::string text) {
 #define EXPORT extern "C" __attribute__((visibility("default")))
 
 EXPORT void emu_configure(int schedule, unsigned seed, int proxy_fences, int wgmma_fences, int races,
-                          int late_tmem_loads, int exact_mma, int trace, unsigned long long instruction_limit) {
+                          int late_tmem_loads, int trace, unsigned long long instruction_limit) {
   emu::settings.schedule = emu::Schedule(schedule);
   emu::settings.seed = seed;
   emu::settings.proxy_fences = proxy_fences;
   emu::settings.wgmma_fences = wgmma_fences;
   emu::settings.races = races && emu::settings.schedule != emu::Schedule::kLate;
   emu::settings.late_tmem_loads = late_tmem_loads;
-  emu::settings.exact_mma = exact_mma;
   emu::settings.trace = trace;
   emu::settings.instruction_limit = instruction_limit;
 }

@@ -20,7 +20,6 @@ struct Settings {
   bool wgmma_fences = false;     // registers written by a thread, then used by wgmma, need a fence
   bool late_tmem_loads = false;  // tcgen05.ld results appear at wait::ld; false alarms where PTX moves them before
   bool races = false;            // accesses to shared memory need an order; not with Schedule::kLate
-  bool exact_mma = false;        // bf16 products summed as the tensor cores do (slower)
   bool bounds = true;            // global addresses must lie in known allocations
   bool trace = false;            // a line a launch
   int arch = 90;                 // of the device to answer as
