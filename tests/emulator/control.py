@@ -56,7 +56,7 @@ class Emulator:
         self.library = lib = ctypes.CDLL(str(path))
         for name in ("emu_unknown_instructions", "emu_site", "emu_last_report"):
             getattr(lib, name).restype = ctypes.c_char_p
-        lib.emu_configure.argtypes = [ctypes.c_int, ctypes.c_uint] + [ctypes.c_int] * 6 + [ctypes.c_ulonglong]
+        lib.emu_configure.argtypes = [ctypes.c_int, ctypes.c_uint] + [ctypes.c_int] * 5 + [ctypes.c_ulonglong]
         for name in ("emu_add_memory", "emu_remove_memory"):
             getattr(lib, name).argtypes = [ctypes.c_void_p] + [ctypes.c_size_t] * (name == "emu_add_memory")
         lib.emu_set_arch(arch)
