@@ -7,6 +7,7 @@
 
 #include "arch/any/dependent_grids.cuh"
 #include "attention/softmax_math.cuh"
+#include "common/launch.h"
 #include "sparse_mla_decode/plan.h"
 
 namespace dsa {
@@ -178,18 +179,11 @@ int launch_decode_combine(SparseMlaDecodeParams const& params, void* stream) {
   CombineParams const p{params, shape, shape.parts(sms)};
   if (shape.partial_slots(sms, p.batch_invariant) == 0 || shape.most_units() == 1) return cudaSuccess;
 
-  cudaLaunchAttribute attribute{};
-  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attribute.val.programmaticStreamSerializationAllowed = 1;
-  cudaLaunchConfig_t config{};
   int64_t const most = int64_t(p.batch_invariant || shape.queries < p.parts ? shape.queries : p.parts) * p.h_q;
-  config.gridDim = dim3(unsigned(most < kCtas * sms ? most : kCtas * sms));
-  config.blockDim = dim3(kThreads);
-  config.dynamicSmemBytes = p.batch_invariant ? 0 : (p.parts + 1) * (sizeof(DecodeCut) + sizeof(int));
-  config.stream = static_cast<cudaStream_t>(stream);
-  config.attrs = &attribute;
-  config.numAttrs = 1;
-  return cudaLaunchKernelEx(&config, p.batch_invariant ? combine_chunks : combine_cut_queries, p);
+  int const ctas = int(most < kCtas * sms ? most : kCtas * sms);
+  int const shared_bytes = p.batch_invariant ? 0 : (p.parts + 1) * int(sizeof(DecodeCut) + sizeof(int));
+  return launch_early(p.batch_invariant ? combine_chunks : combine_cut_queries, ctas, kThreads, shared_bytes,
+                      static_cast<cudaStream_t>(stream), p);
 }
 
 }  // namespace dsa

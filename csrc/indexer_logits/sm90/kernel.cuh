@@ -17,6 +17,7 @@
 
 #include <cutlass/arch/reg_reconfig.h>
 
+#include "arch/any/dependent_grids.cuh"
 #include "consumer.cuh"
 #include "fill.cuh"
 #include "producer.cuh"
@@ -51,13 +52,15 @@ __global__ void __launch_bounds__(kThreads, 1)
   constexpr bool kSplitQueries = Loader::kSplitQueries;
   extern __shared__ __align__(1024) uint8_t raw[];
   auto& smem = *reinterpret_cast<typename Config::SharedStorage*>(raw);
-  bool const planned = has_plan(params);
-  if (!planned) add_up(params.blocks, smem.sums);
   if (threadIdx.x == 0) {
     prefetch_tma_descriptor(&maps.keys);
     prefetch_tma_descriptor(&maps.q);
     Config::init_barriers(smem);
   }
+  wait_for_grid_before();
+  launch_dependent_grids();
+  bool const planned = has_plan(params);
+  if (!planned) add_up(params.blocks, smem.sums);
   __syncthreads();
 
   int const warpgroup = __shfl_sync(~0u, threadIdx.x / 128, 0);

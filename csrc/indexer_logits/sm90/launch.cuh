@@ -1,6 +1,7 @@
 // Host side: tensor maps, the ring of Q, and the launch of as many CTAs as there are multiprocessors.
 #pragma once
 
+#include "common/launch.h"
 #include "common/tensor_map.h"
 #include "kernel.cuh"
 
@@ -27,8 +28,7 @@ cudaError_t launch(Params const& params, TensorMaps const& maps, cudaStream_t st
   if (cudaError_t e = cudaDeviceGetAttribute(&sms, cudaDevAttrMultiProcessorCount, device)) return e;
   auto* const kernel = indexer_logits<Config, Params>;
   if (cudaError_t e = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedBytes)) return e;
-  kernel<<<sms, kThreads, kSharedBytes, stream>>>(params, maps);
-  return cudaGetLastError();
+  return launch_early(kernel, sms, kThreads, kSharedBytes, stream, params, maps);
 }
 
 template <int kHeads, int kDim, int kColumns>

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "attention/sm90/tensor_maps.h"
+#include "common/launch.h"
 #include "sparse_mla_decode/sm90/work.cuh"
 
 namespace dsa::sm90 {
@@ -19,18 +20,7 @@ cudaError_t launch_decode(Kernel* kernel, int shared_bytes, int tile_heads, int 
   if (cudaError_t e = encode_maps(maps, p, tile_heads, out_heads)) return e;
   if (cudaError_t e = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes)) return e;
   int const ctas = shape.few_heads() ? params.parts / 2 : params.parts * shape.head_blocks();
-  // It starts while the kernel before ends, and waits for that one's end before it reads anything.
-  cudaLaunchAttribute attribute{};
-  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attribute.val.programmaticStreamSerializationAllowed = 1;
-  cudaLaunchConfig_t config{};
-  config.gridDim = dim3(unsigned(ctas));
-  config.blockDim = dim3(kDecodeThreads);
-  config.dynamicSmemBytes = size_t(shared_bytes);
-  config.stream = stream;
-  config.attrs = &attribute;
-  config.numAttrs = 1;
-  if (cudaError_t e = cudaLaunchKernelEx(&config, kernel, params, maps)) return e;
+  if (cudaError_t e = launch_early(kernel, ctas, kDecodeThreads, shared_bytes, stream, params, maps)) return e;
   return cudaError_t(launch_decode_combine(p, stream));
 }
 
