@@ -1,10 +1,7 @@
-import functools
-
 import pytest
 
 from . import build, control
-from .golden import emulated
-from .golden.gpu import Gpu
+from .golden import emulated, gpu
 
 
 @pytest.fixture
@@ -25,11 +22,6 @@ def emulator(request, device):
 def run(request, device):
     """Runs a program, on the emulator or, where the device is cuda, on the GPU."""
     if device == "cuda":
-        return _gpu().run
+        return gpu.run
     emulator = request.getfixturevalue("emulator")
     return lambda program: emulated.run(emulator, program)
-
-
-@functools.cache
-def _gpu() -> Gpu:
-    return Gpu()

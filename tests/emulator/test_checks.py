@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pytest
 
-from .golden import emulated
+from .golden import emulated, tma
 from .golden.matrices import Operand, copy_in, descriptor, product
 from .golden.memory import wait_for
 from .golden.program import Program, kernel
@@ -95,6 +95,12 @@ def test_proxy_and_register_fences(emulator):
     assert "without a wgmma.fence" in stopped(emulator, late, shared=4096, threads=128)
 
 
+def _tma_stopped(emulator, start: tuple[int, int]) -> str:
+    with pytest.raises(RuntimeError) as error:
+        emulated.run(emulator, tma.load("broken", tma.Box(2, 128, (64, 4), (64, 4), start)))
+    return str(error.value)
+
+
 def test_copies(emulator):
     copy = "cp.async.cg.shared.global [%window + 8], [%g0], 16;"
     assert "misaligned" in stopped(emulator, copy)
@@ -105,5 +111,7 @@ add.u32 %s, %window, 24;
 cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%s], [%g0], 16, [%window];
 """
     assert "aligned to 16" in stopped(emulator, bulk)
+    assert "TMA from column 60, which is not at a multiple of 16 bytes" in _tma_stopped(emulator, (60, 0))
+    assert "TMA from column -1, which" in _tma_stopped(emulator, (-1, 0))
     trap = stopped(emulator, "trap;")
     assert "the kernel stopped itself" in trap and "at trap" in trap

@@ -1,6 +1,7 @@
 """Runs programs on a GPU, through the driver alone."""
 
 import ctypes
+import functools
 import time
 
 import numpy as np
@@ -41,20 +42,12 @@ class Gpu:
     def __init__(self) -> None:
         self.driver = ctypes.CDLL("libcuda.so.1")
         self._call("cuInit", 0)
-        self._enter()
-        name = ctypes.create_string_buffer(100)
-        self._call("cuDeviceGetName", name, 100, 0)
-        self.name = name.value.decode()
-
-    def _enter(self) -> None:
         context = ctypes.c_void_p()
         self._call("cuDevicePrimaryCtxRetain", ctypes.byref(context), 0)
         self._call("cuCtxSetCurrent", context)
-
-    def recover(self) -> None:
-        """After a program has failed, all others would fail in the same context."""
-        self._call("cuDevicePrimaryCtxReset_v2", 0)
-        self._enter()
+        name = ctypes.create_string_buffer(100)
+        self._call("cuDeviceGetName", name, 100, 0)
+        self.name = name.value.decode()
 
     def run(self, program: Program) -> dict[str, np.ndarray]:
         module, function = ctypes.c_void_p(), ctypes.c_void_p()
@@ -106,3 +99,16 @@ class Gpu:
         ]
         if status := getattr(self.driver, function)(*converted):
             raise RuntimeError(f"{function} failed: {status}")
+
+
+@functools.cache
+def _gpu() -> Gpu:
+    return Gpu()
+
+
+def run(program: Program) -> dict[str, np.ndarray]:
+    return _gpu().run(program)
+
+
+def device() -> dict[str, np.ndarray]:
+    return {"name": np.array(_gpu().name)}

@@ -19,7 +19,7 @@ class Box:
     swizzle: int
     sizes: tuple[int, ...]  # of the tensor
     box: tuple[int, ...]
-    start: tuple[int, ...]
+    start: tuple[int, ...]  # in bytes, a multiple of 16 in the innermost dimension: others are illegal instructions
 
     @property
     def bytes(self) -> int:
@@ -56,10 +56,11 @@ INSIDE = [
 EDGES = [
     *(
         Box(2, 128, (72, 16), (64, 16), start)
-        for start in ((40, 0), (-24, 0), (0, 9), (0, -5), (61, 14), (-3, -1), (80, 0))
+        for start in ((40, 0), (-24, 0), (0, 9), (0, -5), (56, 14), (-8, -1), (80, 0))
     ),
     Box(2, 0, (24, 4), (64, 8), (0, 0)),
-    Box(1, 128, (144, 9), (128, 16), (19, -4)),
+    Box(2, 128, (69, 16), (64, 16), (48, 3)),
+    Box(1, 128, (144, 9), (128, 16), (16, -4)),
 ]
 HIGHER = [
     Box(2, 128, (64, 7, 5), (64, 4, 2), (0, 5, 1)),
