@@ -120,7 +120,7 @@ class Peers:
     """DeepGEMM's logits, SGLang's top-k and FlashMLA's attention, in the place of ours. What a model makes once a step
     for all layers is made in advance."""
 
-    name = "DeepGEMM, SGLang, FlashMLA in our layer"
+    name = "the peers' kernels in our layer"
 
     def __init__(self, logits: peers.DeepGemm, topk: peers.SglangTopk, attention: peers.FlashMla):
         self.logits, self.topk, self.attention = logits, topk, attention

@@ -162,8 +162,8 @@ TOPK_HEADING = "The choice of the k best, `topk_indices` ([plot](benchmarks/resu
 PEER_NOTES = {
     "FlashMLA": "it takes multiples of 64 heads, so at h_q 16 it gets q padded beforehand",
     "DeepGEMM": "without the kernel that writes −inf outside of the ranges, which ours writes",
-    "DeepGEMM, SGLang, FlashMLA": "one after the other; the positions of the second are taken for slots",
-    "DeepGEMM, SGLang, FlashMLA in our layer": "all but their kernels is ours",
+    "the peers' kernels": "one after the other; the positions of the second are taken for slots",
+    "the peers' kernels in our layer": "all but their kernels is ours",
     "SGLang": "its fast_topk takes float32 and k 2048 only, and its order is arbitrary",
 }
 TABLES = {

@@ -65,7 +65,7 @@ class Layers:
 class Peers:
     """The three, as one. Their top-k's positions are taken for slots, which saves them a mapping that ours makes."""
 
-    name = "DeepGEMM, SGLang, FlashMLA"
+    name = "the peers' kernels"
 
     def __init__(self, logits: peers.DeepGemm, topk: peers.SglangTopk, attention: peers.FlashMla):
         self.logits, self.topk, self.attention = logits, topk, attention
