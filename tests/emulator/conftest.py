@@ -1,7 +1,7 @@
 import pytest
 
 from . import build, control
-from .golden import emulated, gpu
+from .golden import emulated
 
 
 @pytest.fixture
@@ -19,9 +19,6 @@ def emulator(request, device):
 
 
 @pytest.fixture
-def run(request, device):
-    """Runs a program, on the emulator or, where the device is cuda, on the GPU."""
-    if device == "cuda":
-        return gpu.run
-    emulator = request.getfixturevalue("emulator")
+def run(emulator):
+    """Runs a program on the emulator. (What a GPU gives is in the golden files: golden/run.sh.)"""
     return lambda program: emulated.run(emulator, program)

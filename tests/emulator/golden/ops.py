@@ -18,20 +18,23 @@ class Inputs:
         self.random = np.random.RandomState(seed)
         self.device = device
 
+    def tensor(self, array: np.ndarray) -> Tensor:
+        return torch.from_numpy(array).clone().to(self.device)  # in memory of torch's allocator, not NumPy's
+
     def normal(self, *shape: int, dtype: torch.dtype = torch.bfloat16, size: float = 1.0) -> Tensor:
         """Nearly so: sums of twelve whole numbers. `size` is a power of two."""
         total = sum(self.random.randint(-256, 256, shape) for _ in range(12))
-        return torch.from_numpy((total * (size / 512)).astype(np.float32)).to(dtype).to(self.device)
+        return self.tensor((total * (size / 512)).astype(np.float32)).to(dtype)
 
     def whole(self, least: int, most: int, *shape: int) -> Tensor:
-        return torch.from_numpy(self.random.randint(least, most + 1, shape).astype(np.int32)).to(self.device)
+        return self.tensor(self.random.randint(least, most + 1, shape).astype(np.int32))
 
     def indices(self, rows: int, topk: int, least: int, most: int) -> Tensor:
         """Some invalid ones among them."""
         idx = np.stack([self.random.permutation(most - least + 1)[:topk] + least for _ in range(rows)])
         idx[:, ::11] = -1
         idx[:, 5::13] = most + 1
-        return torch.from_numpy(idx.astype(np.int32)).to(self.device)
+        return self.tensor(idx.astype(np.int32))
 
 
 def _fwd(heads: int, s_q: int, topk: int, d_qk: int, seed: int, options: bool) -> Callable[[str], Results]:
@@ -84,7 +87,7 @@ def _paged_logits(batch: int, next_n: int, heads: int, d: int, seed: int) -> Cal
         dsa_ext.store_indexer_cache(k, scale, cache, torch.arange(len(k), dtype=torch.int32, device=device))
         weights = of.normal(batch, next_n, heads, dtype=torch.float32, size=0.25)
         lengths = of.whole(next_n, 3 * page_size, batch)
-        table = torch.from_numpy(of.random.permutation(pages).astype(np.int32).reshape(batch, 3)).to(device)
+        table = of.tensor(of.random.permutation(pages).astype(np.int32).reshape(batch, 3))
         logits = dsa_ext.paged_indexer_logits(q, cache, weights, lengths, table, max_context_len=3 * page_size)
         return {"logits": logits}
 
@@ -117,7 +120,7 @@ def _store_indexer(device: str) -> Results:
     of = Inputs(40, device)
     k, scale = dsa_ext.quantize_indexer(of.normal(24, 128, size=16.0), scale_format="fp32")
     cache = torch.zeros(3, 16, 132, dtype=torch.uint8, device=device)
-    slots = torch.from_numpy(of.random.permutation(60)[:24].astype(np.int32) - 4).to(device)
+    slots = of.tensor(of.random.permutation(60)[:24].astype(np.int32) - 4)
     dsa_ext.store_indexer_cache(k, scale, cache, slots)
     return {"k": k, "scale": scale, "cache": cache}
 
@@ -129,7 +132,7 @@ def _pack(kind: str, scale_format: str, seed: int) -> Callable[[str], Results]:
         kv[3, 5:9], kv[4] = 30000.0, 0.0
         packed = dsa_ext.pack_kv_cache(kv, format=kind, page_size=16, scale_format=scale_format)
         cache = dsa_ext.pack_kv_cache(kv * 0, format=kind, page_size=16, scale_format=scale_format)
-        slots = torch.from_numpy(of.random.permutation(36)[:20].astype(np.int32) - 2).to(device)
+        slots = of.tensor(of.random.permutation(36)[:20].astype(np.int32) - 2)
         dsa_ext.store_kv_cache(kv, cache, slots, format=kind, scale_format=scale_format)
         tokens = dsa_ext.unpack_kv_cache(packed, format=kind).view(-1, kv.shape[1])
         # Of the second page only four slots hold tokens.

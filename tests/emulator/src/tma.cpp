@@ -1,7 +1,6 @@
 // TMA: boxes of tensors, to and from shared memory.
 #include "tensor_map.h"
 
-#include <algorithm>
 #include <array>
 
 #include "families.h"
@@ -22,10 +21,12 @@ TensorMap tensor_map(u64 address) {
 }
 
 // Calls f(global address, bytes in range, shared offset) for each 16 bytes of the box; what is out of range lies behind
-// the bytes in range.
+// the bytes in range. (At an edge: single elements.)
 template <class F>
 void for_each_chunk(TensorMap const& map, Coordinates const& start, u32 const (&box)[5], u32 first_offset, F const& f) {
-  u32 const row_bytes = box[0] * map.element_bytes;
+  if (i64(start[0]) * map.element_bytes % kChunk != 0)
+    fault("TMA from column %d, which is not at a multiple of 16 bytes", start[0]);
+  u32 const row_bytes = box[0] * map.element_bytes, per_chunk = kChunk / map.element_bytes;
   u32 offset = first_offset;
   u32 at[5] = {};
   for (;;) {
@@ -38,9 +39,14 @@ void for_each_chunk(TensorMap const& map, Coordinates const& start, u32 const (&
     }
     for (u32 byte = 0; byte < row_bytes; byte += kChunk, offset += kChunk) {
       i64 const column = i64(start[0]) + byte / map.element_bytes;
-      u64 const left = inside && column >= 0 && column < i64(map.size[0]) ? map.size[0] - u64(column) : 0;
-      u32 const valid = u32(std::min<u64>(left * map.element_bytes, kChunk));
-      f(row + u64(column) * map.element_bytes, valid, offset);
+      if (inside && column >= 0 && column + per_chunk <= map.size[0]) {
+        f(row + u64(column) * map.element_bytes, kChunk, offset);
+        continue;
+      }
+      for (u32 e = 0; e < per_chunk; ++e) {
+        bool const ok = inside && column + e >= 0 && column + e < i64(map.size[0]);
+        f(row + u64(column + e) * map.element_bytes, ok ? map.element_bytes : 0, offset + e * map.element_bytes);
+      }
     }
     int d = 1;
     while (d < map.rank && ++at[d] == box[d]) at[d++] = 0;
@@ -56,10 +62,12 @@ void load_box(Warp& w, int lane, TensorMap const& map, u32 to, Coordinates const
   u32 bytes = map.element_bytes;
   auto const copy = [&](u64 from, u32 valid, u32 offset) {
     u32 const address = swizzled(to + offset, map.swizzle);
-    u8* const place = shared_memory(cta, address, kChunk);
-    if (races_here) races_here->write_by_transaction(w, lane, address, kChunk, barrier);
-    if (valid) std::memcpy(place, global_memory(from, valid, "TMA load"), valid);
-    std::memset(place + valid, 0, kChunk - valid);
+    u8* const place = shared_memory(cta, address, map.element_bytes);
+    if (races_here) races_here->write_by_transaction(w, lane, address, map.element_bytes, barrier);
+    if (valid)
+      std::memcpy(place, global_memory(from, valid, "TMA load"), valid);
+    else
+      std::memset(place, 0, map.element_bytes);
   };
   if (gather) {  // four rows of a matrix: {column, row, row, row, row}
     u32 const box[5] = {map.box[0], 1, 1, 1, 1};
@@ -91,13 +99,11 @@ void store_box(Cta& cta, TensorMap const& map, u32 from, Coordinates const& star
 
 u64 address_of(Warp const& w, Operand const& o, int lane) { return read_lane<u64>(w, o.parts[0], lane) + o.value; }
 
-Coordinates coordinates(Warp const& w, Operand const& o, TensorMap const& map, int lane) {
+Coordinates coordinates(Warp const& w, Operand const& o, int lane) {
   Coordinates c = {};
   std::vector<Operand> const& parts = o.parts.at(1).parts;
   if (parts.size() > c.size()) fault("a tensor of more than five dimensions");
   for (size_t n = 0; n < parts.size(); ++n) c[n] = read_lane<i32>(w, parts[n], lane);
-  if (i64(c[0]) * map.element_bytes % kChunk != 0)
-    fault("TMA from column %d, which is not at a multiple of 16 bytes", c[0]);
   return c;
 }
 
@@ -109,7 +115,7 @@ void load_tensor(Warp& w, Instruction const& i, u32 mask) {
     Cta& cta = *w.cta;
     u32 const to = u32(address_of(w, i.operands[0], l)), barrier = u32(address_of(w, i.operands[2], l));
     TensorMap const map = tensor_map(address_of(w, i.operands[1], l));
-    Coordinates const start = coordinates(w, i.operands[1], map, l);
+    Coordinates const start = coordinates(w, i.operands[1], l);
     bool const gather = i.option & kGather;
     auto const copy = [&](u32 target, u32 target_barrier) {
       complete_copy(*cta.cluster, true, [&w, l, map, target, start, gather, target_barrier] {
@@ -130,7 +136,7 @@ void store_tensor(Warp& w, Instruction const& i, u32 mask) {
   for_lanes(mask, [&](int l) {
     Cta& cta = *w.cta;
     TensorMap const map = tensor_map(address_of(w, i.operands[0], l));
-    Coordinates const start = coordinates(w, i.operands[0], map, l);
+    Coordinates const start = coordinates(w, i.operands[0], l);
     u32 const from = u32(address_of(w, i.operands[1], l));
     if (r) r->begin_bulk_store(w, l);
     auto task = [&cta, map, from, start] { store_box(cta, map, from, start); };

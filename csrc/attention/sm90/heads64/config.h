@@ -98,7 +98,8 @@ enum NamedBarrier : uint32_t {
   kEvenPReady = 1,  // 256: even consumer arrives, odd one waits; probabilities and references of block 2j
   kOddPReady = 2,   // 256: the reverse, block 2j+1
   kEvenScores = 3,  // 128: the even consumer's four warps have their scores: the rope tile may be overwritten
-  kStatsReady = 4,  // 256: both wait; sums and maxima of a finished tile, whose products are all done
+  kStatsReady = 4,  // and 5, 256: one consumer's sums and maxima of a finished tile, whose products are all done; it
+                    // arrives, the other one waits
 };
 
 }  // namespace dsa::sm90::heads64

@@ -25,7 +25,8 @@ __device__ __forceinline__ void combine_stats(RowStats& stats, Shared& smem, int
       smem.top[me][row] = stats.top[r];
     }
   }
-  cutlass::arch::NamedBarrier::arrive_and_wait(256, kStatsReady);
+  cutlass::arch::NamedBarrier::arrive(256, kStatsReady + me);
+  cutlass::arch::NamedBarrier::arrive_and_wait(256, kStatsReady + (me ^ 1));
   CUTE_UNROLL
   for (int r = 0; r < 2; ++r) {
     int const row = warp * 16 + r * 8 + lane / 4;
