@@ -95,9 +95,9 @@ def test_proxy_and_register_fences(emulator):
     assert "without a wgmma.fence" in stopped(emulator, late, shared=4096, threads=128)
 
 
-def _tma_stopped(emulator, start: tuple[int, int]) -> str:
+def _tma_stopped(emulator, move, start: tuple[int, int]) -> str:
     with pytest.raises(RuntimeError) as error:
-        emulated.run(emulator, tma.load("broken", tma.Box(2, 128, (64, 4), (64, 4), start)))
+        emulated.run(emulator, move("broken", tma.Box(2, 128, (64, 4), (64, 4), start)))
     return str(error.value)
 
 
@@ -111,7 +111,9 @@ add.u32 %s, %window, 24;
 cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%s], [%g0], 16, [%window];
 """
     assert "aligned to 16" in stopped(emulator, bulk)
-    assert "TMA from column 60, which is not at a multiple of 16 bytes" in _tma_stopped(emulator, (60, 0))
-    assert "TMA from column -1, which" in _tma_stopped(emulator, (-1, 0))
+    assert "TMA from column 60, which is not at a multiple of 16 bytes" in _tma_stopped(emulator, tma.load, (60, 0))
+    assert "TMA from column -1, which" in _tma_stopped(emulator, tma.load, (-1, 0))
+    assert "TMA store from coordinate -8 on" in _tma_stopped(emulator, tma.store, (-8, 0))
+    assert "TMA store from coordinate -1 on" in _tma_stopped(emulator, tma.store, (0, -1))
     trap = stopped(emulator, "trap;")
     assert "the kernel stopped itself" in trap and "at trap" in trap

@@ -1,7 +1,8 @@
-// Arithmetic on float32, pairs of it, and bf16. Approximations (ex2, lg2, rcp, rsqrt, tanh) come from libm, which is
-// nearer to the true value than the hardware's; they are not the hardware's bits.
+// Arithmetic on float32, pairs of it, and bf16. The approximations rcp, sqrt, rsqrt, div and tanh come from libm, which
+// is nearer to the true value than the hardware's; they are not the hardware's bits.
 #include <cmath>
 
+#include "approximate.h"
 #include "families.h"
 #include "formats.h"
 #include "registers.h"
@@ -39,8 +40,8 @@ constexpr auto absolute = [](float a) { return std::fabs(a); };
 constexpr auto reciprocal = [](float a) { return 1.f / a; };
 constexpr auto root = [](float a) { return std::sqrt(a); };
 constexpr auto reciprocal_root = [](float a) { return 1.f / std::sqrt(a); };
-constexpr auto power_of_2 = [](float a) { return std::exp2(a); };
-constexpr auto logarithm_2 = [](float a) { return std::log2(a); };
+constexpr auto power_of_2 = [](float a) { return approximate_ex2(a); };
+constexpr auto logarithm_2 = [](float a) { return approximate_lg2(a); };
 constexpr auto tangent = [](float a) { return std::tanh(a); };
 
 template <auto f>

@@ -87,6 +87,8 @@ void load_box(Warp& w, int lane, TensorMap const& map, u32 to, Coordinates const
 
 void store_box(Cta& cta, TensorMap const& map, u32 from, Coordinates const& start) {
   if (from % 128 != 0) fault("TMA from shared address %#x, which is not a multiple of 128", from);
+  for (i32 const x : start)
+    if (x < 0) fault("TMA store from coordinate %d on", x);
   u32 box[5];
   for (int d = 0; d < 5; ++d) box[d] = d < map.rank ? map.box[d] : 1;
   for_each_chunk(map, start, box, 0, [&](u64 to, u32 valid, u32 offset) {
