@@ -104,13 +104,15 @@ def test_empty(s_q, s_k, device):
     assert x.call(dsa_ext.indexer_logits).shape == (s_q, s_k)
 
 
-def test_slices_of_keys(device):
-    """Rows of a larger tensor, at any offset: the logits are columns of the whole's."""
+def test_slices_of_keys(device, pytestconfig):
+    """Rows of a larger tensor, at any offset: the logits are columns of the whole's. To the bit from the kernels; torch's
+    products on the CPU may be summed in an order that depends on the shape."""
+    bits = device != "cpu" or pytestconfig.emulator is not None
     x = make_inputs(RaggedCase(s_q=4, s_k=500, ranges="all")).on(device)
     whole = x.call(dsa_ext.indexer_logits)
     for first, last in ((1, 400), (130, 500), (77, 79)):
         part = dsa_ext.indexer_logits(x.q, x.k[first:last], x.k_scale[first:last], x.weights, x.k_start, x.k_end)
-        assert torch.equal(part, whole[:, first:last])
+        torch.testing.assert_close(part, whole[:, first:last], rtol=0 if bits else 1e-5, atol=0 if bits else 1e-5)
 
 
 def test_same_bits_every_time_and_however_work_is_cut(device):
