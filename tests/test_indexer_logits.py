@@ -105,7 +105,7 @@ def test_empty(s_q, s_k, device):
 
 
 def test_slices_of_keys(device, pytestconfig):
-    """Rows of a larger tensor, at any offset: the logits are columns of the whole's, to the bit from the kernels. On the
+    """Rows of a larger tensor, at any offset: the logits are columns of the whole, to the bit from the kernels. On the
     CPU, torch may sum products in an order that depends on the shape."""
     bits = device != "cpu" or pytestconfig.emulator is not None
     x = make_inputs(RaggedCase(s_q=4, s_k=500, ranges="all")).on(device)
