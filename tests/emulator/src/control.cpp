@@ -135,5 +135,7 @@ EXPORT int emu_run_ptx(char const* ptx, unsigned grid, unsigned threads, unsigne
   config.dynamicSmemBytes = shared;
   config.attrs = &attribute;
   config.numAttrs = 1;
-  return cudaLaunchKernelExC(&config, module.get(), arguments) != cudaSuccess;
+  bool const failed = cudaLaunchKernelExC(&config, module.get(), arguments) != cudaSuccess;
+  cudaGetLastError();  // or the next launch of an op would find it
+  return failed;
 }
