@@ -65,7 +65,7 @@ class Writer:
     def write_ops(self, path: Path) -> None:
         from . import ops
 
-        arrays = self.results("device", "gpu", "device")
+        arrays = self.results("device", "gpu", "device") | self.results("source_hash", "ops", "sources")
         for name in ops.CASES:
             arrays |= self.results(name, "ops", "call", name, "cuda")
         save(path, arrays)

@@ -175,3 +175,8 @@ def bits(x: Tensor) -> np.ndarray:
 
 def call(name: str, device: str) -> dict[str, np.ndarray]:
     return {key: bits(value) for key, value in CASES[name](device).items()}
+
+
+def sources() -> dict[str, np.ndarray]:
+    """What the kernels were built from."""
+    return {op: np.array(source_hash) for op, source_hash in dsa_ext.build_info()["source_hash"].items()}

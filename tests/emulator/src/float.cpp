@@ -18,6 +18,11 @@ constexpr auto add = [](float a, float b) { return a + b; };
 constexpr auto subtract = [](float a, float b) { return a - b; };
 constexpr auto multiply = [](float a, float b) { return a * b; };
 constexpr auto divide = [](float a, float b) { return a / b; };
+// a * (1 / b), whose reciprocal is zero where it would be subnormal: for b above 2^126.
+constexpr auto divide_approximately = [](float a, float b) {
+  float const scale = std::fabs(b) < 0x1p-126f ? 0x1p24f : 1;
+  return a * scale * flush(1 / (b * scale));
+};
 constexpr auto fused = [](float a, float b, float c) { return std::fma(a, b, c); };
 // A NaN loses against a number; -0 < +0.
 constexpr auto minimum = [](float a, float b) {
@@ -110,7 +115,8 @@ Execute decode_float(Instruction& i, Mnemonic& m) {
     if (name == "sub") return two<subtract>(type, ftz);
     if (name == "mul") return two<multiply>(type, ftz);
     if (name == "div" && f32) {
-      m.ignore({"full", "approx"});
+      if (m.take("approx")) return two<divide_approximately>(type, ftz);
+      m.ignore({"full"});
       return two<divide>(type, ftz);
     }
   }
