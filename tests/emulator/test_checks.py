@@ -66,7 +66,8 @@ setp.lt.u32 P, %thread, 32;
 """
     report = stopped(emulator, body, threads=64)
     assert "barrier 3: 32 of 96 threads" in report and "barrier 5: 32 of 64 threads" in report
-    body = f".reg .pred P;\nmbarrier.init.shared.b64 [%window], 40;\n{wait_for(0, 0, 'ever')}"
+    first = "setp.eq.u32 P, %thread, 0;\n@P mbarrier.init.shared.b64 [%window], 40;\nbar.sync 0;"
+    body = f".reg .pred P;\n{first}\n{wait_for(0, 0, 'ever')}"
     assert re.search(r"mbarrier at dynamic offset 0, parity 0: phase 0, 40 of 40", stopped(emulator, body))
 
 
