@@ -15,6 +15,7 @@ void release(Cta& cta, u32 number, Group const& last) {
       if (g.wait == Group::kNamedBarrier && g.address == number) {
         g.wait = Group::kNone;
         if (&g != &last) ++g.pc;  // the last one's instruction is still being run
+        see_writes(w);
         if (races) races->acquire(w, g.mask, races->named_barrier(cta, number));
       }
   if (races) races->named_barrier(cta, number) = {};

@@ -35,10 +35,12 @@ void arrive(Warp& w, Instruction const&, u32) {
 }
 
 void wait(Warp& w, Instruction const&, u32) {
-  if (w.cta->cluster->phase == w.cluster_phase)
+  if (w.cta->cluster->phase == w.cluster_phase) {
     w.group().wait = Group::kCluster;
-  else if (Races* const r = races(w))
-    r->pass_cluster(w);
+    return;
+  }
+  see_writes(w);
+  if (Races* const r = races(w)) r->pass_cluster(w);
 }
 
 // The address, of this CTA's shared memory, in that of the CTA with the given rank.

@@ -83,7 +83,8 @@ struct Warp {
   u64 fenced_before = 0, fenced_after = 0;
   std::vector<u8> loading;
   std::vector<std::pair<u32, u32>> tmem_columns_loading;
-  std::vector<std::pair<u32, u32>> unfenced_shared;  // lane and 16-byte line (settings.proxy_fences)
+  u64 seen_writes =
+      0;  // of its CTA's: as many as there were when it last came through a barrier (settings.proxy_fences)
 
   Group& group() { return groups[current]; }
 };
@@ -101,6 +102,12 @@ struct TmemUse {
   Access written, read;
 };
 
+// A thread's write to a 16-byte line of shared memory that no proxy fence has followed. Numbers count a CTA's writes.
+struct UnfencedWrite {
+  u64 number = 0;  // 0: there is none
+  u32 thread = 0, line = 0;
+};
+
 struct Cta {
   Cluster* cluster;
   u32 rank;  // in the cluster
@@ -113,8 +120,10 @@ struct Cta {
   std::set<u32> mbarriers;  // offsets of those initialised
   std::vector<u32> tmem;    // 128 lanes x 512 columns
   u32 tmem_allocated = 0;
-  std::vector<TmemUse> tmem_uses;  // 4 quarters x 512 columns
-  std::vector<u32> writer;         // of each 16-byte line written without a proxy fence since: thread + 1
+  std::vector<TmemUse> tmem_uses;       // 4 quarters x 512 columns
+  std::vector<UnfencedWrite> unfenced;  // of each line the last one
+  std::deque<UnfencedWrite> writes;     // in their order; those fenced since may be among them
+  u64 write_count = 0;
   int threads;
 };
 

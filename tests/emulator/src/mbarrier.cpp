@@ -1,6 +1,7 @@
 #include "mbarrier.h"
 
 #include "families.h"
+#include "memory.h"
 #include "races.h"
 #include "registers.h"
 
@@ -96,7 +97,10 @@ void try_wait(Warp& w, Instruction const& i, u32 mask) {
     r->use_mbarriers(w, mask, addresses);
     r->pass(w, through, addresses);
   }
-  if (through != 0) return write<u8>(w, i.operands[0], mask, passed);
+  if (through != 0) {
+    see_writes(w);
+    return write<u8>(w, i.operands[0], mask, passed);
+  }
   Group& group = w.group();
   group.wait = Group::kMbarrier;
   group.address = u32(addresses[first_lane(mask)]);

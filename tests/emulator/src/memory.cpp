@@ -77,31 +77,38 @@ void note_write(Warp& w, int lane, u32 address, u32 bytes) {
   Cta& cta = *w.cta;
   if (!settings.proxy_fences || address >> 24 != cta.rank) return;
   u32 const offset = address & kOffsetMask;
-  if (cta.writer.empty()) cta.writer.resize(cta.shared.size() / 16 + 1);
+  if (cta.unfenced.empty()) cta.unfenced.resize(cta.shared.size() / 16 + 1);
+  ++cta.write_count;
   for (u32 line = offset / 16; line <= (offset + bytes - 1) / 16; ++line) {
-    cta.writer[line] = u32(w.id * kLanes + lane + 1);
-    w.unfenced_shared.push_back({u32(lane), line});
+    cta.unfenced[line] = {cta.write_count, u32(w.id * kLanes + lane), line};
+    cta.writes.push_back(cta.unfenced[line]);
   }
 }
 
+void see_writes(Warp& w) { w.seen_writes = w.cta->write_count; }
+
 void proxy_fence(Warp& w, Instruction const&, u32 mask) {
   if (!settings.proxy_fences) return;
-  std::erase_if(w.unfenced_shared, [&](auto const& write) {
-    auto const [lane, line] = write;
-    if (!has_lane(mask, int(lane))) return false;
-    if (w.cta->writer[line] == w.id * kLanes + lane + 1) w.cta->writer[line] = 0;
+  Cta& cta = *w.cta;
+  auto const is_covered = [&](UnfencedWrite const& write) {
+    return write.number <= w.seen_writes ||
+           (write.thread / kLanes == u32(w.id) && has_lane(mask, int(write.thread % kLanes)));
+  };
+  std::erase_if(cta.writes, [&](UnfencedWrite const& write) {
+    if (!is_covered(write)) return false;
+    if (UnfencedWrite& last = cta.unfenced[write.line]; last.number == write.number) last = {};
     return true;
   });
 }
 
 void check_async_read(Cta& cta, u32 address, u32 bytes, char const* reader) {
   if (Races* const races = cta.cluster->races.get()) races->async_read(address, bytes);
-  if (!settings.proxy_fences || cta.writer.empty()) return;
+  if (!settings.proxy_fences || cta.unfenced.empty()) return;
   u32 const offset = address & kOffsetMask;
   for (u32 line = offset / 16; line <= (offset + bytes - 1) / 16; ++line)
-    if (u32 const thread = cta.writer[line])
+    if (UnfencedWrite const& write = cta.unfenced[line]; write.number != 0)
       fault("%s reads shared memory at dynamic offset %d that thread %u wrote without a proxy fence since", reader,
-            int(line * 16) - int(cta.dynamic_offset), thread - 1);
+            int(line * 16) - int(cta.dynamic_offset), write.thread);
 }
 
 }  // namespace emu

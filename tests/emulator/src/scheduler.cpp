@@ -229,7 +229,8 @@ class ClusterRun {
     cta.mbarriers.clear();
     cta.tmem.clear();
     cta.tmem_allocated = 0;
-    cta.writer.clear();
+    cta.unfenced.clear();
+    cta.writes.clear();
     for (u32 n = 0; n < warp_count(); ++n) {
       Warp& w = cta.warps[n] = Warp{};
       w.cta = &cta;

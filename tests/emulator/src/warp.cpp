@@ -1,5 +1,6 @@
 // Instructions in which the lanes of a warp take part together.
 #include "families.h"
+#include "memory.h"
 #include "races.h"
 #include "registers.h"
 
@@ -113,6 +114,7 @@ void reduce(Warp& w, Instruction const& i, u32 mask) {
 void warp_barrier(Warp& w, Instruction const& i, u32 mask) {
   u32 const who = members(w, i.operands[0], mask);
   if (!converged(w, who)) return;
+  see_writes(w);
   if (Races* const r = races(w)) r->synchronise_warp(w, who);
 }
 
