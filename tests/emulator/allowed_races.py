@@ -15,10 +15,10 @@ class AllowedRace:
 
 ALLOWED = (
     AllowedRace(
-        "csrc/topk/collect.cuh:73 <",
-        "csrc/topk/collect.cuh:114 < csrc/topk/collect.cuh:56 <",
-        "end_round reads full_in_round after a barrier, to compare it with its round's number, while a warp that is "
-        "ahead may write the next one's in the next step. Where it is equal all are about to meet in make_room, and "
-        "nobody is ahead; where it is not, the later number is not equal either. One aligned word, read once.",
+        "csrc/topk/collect.cuh:134 <",
+        "csrc/topk/collect.cuh:129 <",
+        "collect_in_rounds reads full_in_round after a barrier, to compare it with its round's number, while a warp that "
+        "is ahead may write a later one. Where it is equal all are about to meet in keep_best, and nobody is ahead; "
+        "where it is not, the later number is not equal either. One aligned word, read once.",
     ),
 )
