@@ -17,8 +17,8 @@ ALLOWED = (
     AllowedRace(
         "csrc/topk/collect.cuh:134 <",
         "csrc/topk/collect.cuh:129 <",
-        "collect_in_rounds reads full_in_round after a barrier, to compare it with its round's number, while a warp that "
-        "is ahead may write a later one. Where it is equal all are about to meet in keep_best, and nobody is ahead; "
-        "where it is not, the later number is not equal either. One aligned word, read once.",
+        "collect_in_rounds reads full_in_round after a barrier, to compare it with its round's number, while a warp "
+        "that is ahead may write a later one. Where it is equal all are about to meet in keep_best, and nobody is "
+        "ahead; where it is not, the later number is not equal either. One aligned word, read once.",
     ),
 )
