@@ -204,10 +204,10 @@ def test_other_ways_to_generate(model, options):
     "topk, fp8_indexer, allowed",
     [
         (2048, True, 1.5),  # of contexts of at most 2048 tokens, all are chosen
-        pytest.param(
-            512, False, 1.5, marks=pytest.mark.xfail(reason="1.67 (v32) and 1.57 (glm) on an H200", strict=False)
-        ),
-        (512, True, 4.0),  # FP8 chooses some other keys than bf16 does, which is no error of ours
+        # Which are chosen differs with rounding. 1.67 (v32) and 1.57 (glm) without FP8 on an H200: not within the 1.5
+        # that is asked for, which the test then reports as an expected failure.
+        (512, False, 4.0),
+        (512, True, 4.0),
     ],
 )
 def test_bf16_is_as_near_as_eager(name, topk, fp8_indexer, allowed):
@@ -221,6 +221,8 @@ def test_bf16_is_as_near_as_eager(name, topk, fp8_indexer, allowed):
     enable(model, fp8_indexer=fp8_indexer)
     ours = (model(**batch, use_cache=False).logits[real] - want).abs().max()
     assert ours <= allowed * eager, f"{float(ours)} against {float(eager)}"
+    if ours > 1.5 * eager:
+        pytest.xfail(f"{float(ours / eager):.2f} times eager's error, 1.5 are asked for")
 
 
 @pytest.mark.gpu

@@ -96,6 +96,16 @@ def test_proxy_and_register_fences(emulator):
     assert "without a wgmma.fence" in stopped(emulator, late, shared=4096, threads=128)
 
 
+def test_proxy_fence_of_a_reader(emulator):
+    """One warp's fence serves for what all have written, if it comes after the barrier between them."""
+    numbers = "\n".join(f"mov.b32 %d{n}, 0;" for n in range(4))
+    fence = ".reg .pred %first;\nsetp.lt.u32 %first, %thread, 32;\n@%first fence.proxy.async.shared::cta;\n"
+    assert "proxy fence" in stopped(emulator, _wgmma(fence, numbers), shared=4096, threads=128)
+    behind = kernel(_wgmma("", fence + "bar.sync 0;\n" + numbers), 1, shared=4096)
+    data = {"array0": np.zeros(64, np.uint32)}
+    emulated.run(emulator, Program("ordered", behind, data, (), threads=128, shared=4096))
+
+
 def _tma_stopped(emulator, move, start: tuple[int, int]) -> str:
     with pytest.raises(RuntimeError) as error:
         emulated.run(emulator, move("broken", tma.Box(2, 128, (64, 4), (64, 4), start)))
