@@ -10,6 +10,10 @@
 
 namespace dsa::sm90::prefill_few_heads {
 
+// Two consumer warpgroups, and a producer warpgroup for each. 2 * (152 + 104) = 512 registers a lane: all there are.
+constexpr int kThreads = 512;
+constexpr int kConsumerRegisters = 152, kProducerRegisters = 104;
+
 template <class Config>
 __global__ void __launch_bounds__(kThreads, 1)
     sparse_mla_prefill_few_heads(__grid_constant__ KernelParams const params, __grid_constant__ TensorMaps const maps) {
@@ -25,7 +29,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     few_heads::Consumer<Config, Work>(params, maps, smem, warpgroup).run();
   } else {
     cutlass::arch::warpgroup_reg_dealloc<kProducerRegisters>();
-    produce<Config>(params, smem);
+    Producer<Config>(params, smem, warpgroup - 2).run();
   }
 #endif
 }

@@ -1,5 +1,5 @@
-// The producer warpgroup: gathers the rows that idx names into the consumers' key tiles, a block for one, a block for
-// the other.
+// The producers, a warpgroup for each consumer: they gather the rows that idx names into its key tiles. One warpgroup
+// that served both by turns would wait for a consumer at its query's end while the other one's tiles are free.
 #pragma once
 
 #include "arch/sm90/gather.cuh"
@@ -9,9 +9,8 @@
 
 namespace dsa::sm90::prefill_few_heads {
 
-// One consumer's blocks, for one producer thread.
 template <class Config>
-struct Stream {
+struct Producer {
   // Eight lanes copy one row, 128 bytes a step. A warp fills rows 16 w .. 16 w + 15 of a block, four at a time, so
   // that lane l < 16 can hold the index of row 16 w + l.
   static constexpr int kRowsPerWarp = kBlockK / 4;
@@ -29,7 +28,7 @@ struct Stream {
   uint32_t number = 0;        // of the block, since the kernel's start
   int index = -1;             // this lane's, of the next block; loaded a block ahead: lists come from memory
 
-  __device__ __forceinline__ Stream(KernelParams const& params, Shared& smem, int consumer)
+  __device__ __forceinline__ Producer(KernelParams const& params, Shared& smem, int consumer)
       : params(params),
         smem(smem),
         consumer(consumer),
@@ -39,6 +38,11 @@ struct Stream {
     if (!work.done()) open();
   }
 
+  __device__ __forceinline__ void run() {
+    while (!work.done()) gather_block();
+  }
+
+ private:
   __device__ __forceinline__ void gather_block() {
     __nv_bfloat16 const* const kv = keys.kv;
     int const row = index;
@@ -51,7 +55,6 @@ struct Stream {
     gather(kv, row);
   }
 
- private:
   __device__ __forceinline__ int place() const { return warp * kRowsPerWarp + lane % kRowsPerWarp; }
 
   __device__ __forceinline__ void open() {
@@ -97,14 +100,5 @@ struct Stream {
     }
   }
 };
-
-template <class Config>
-__device__ __forceinline__ void produce(KernelParams const& params, typename Config::SharedStorage& smem) {
-  Stream<Config> first(params, smem, 0), second(params, smem, 1);
-  while (!first.work.done() || !second.work.done()) {
-    if (!first.work.done()) first.gather_block();
-    if (!second.work.done()) second.gather_block();
-  }
-}
 
 }  // namespace dsa::sm90::prefill_few_heads
