@@ -89,6 +89,22 @@ def _is_emulated(item) -> bool:
 
 
 @pytest.fixture
+def multiprocessors(request):
+    """multiprocessors(): how many the device has. multiprocessors(n): an emulated one has n until the test's end."""
+    emulator = request.config.emulator
+
+    def get_or_set(count: int | None = None) -> int | None:
+        if count is None:
+            return torch.cuda.get_device_properties("cuda").multi_processor_count
+        if emulator is not None:
+            emulator.set_multiprocessors(count)
+
+    yield get_or_set
+    if emulator is not None:
+        emulator.set_multiprocessors(0)
+
+
+@pytest.fixture
 def device(request) -> str:
     """Where the ops run: "cpu", "cuda", or an emulated device, whose tensors are the CPU's."""
     if request.config.emulator is None:

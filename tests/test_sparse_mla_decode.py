@@ -101,6 +101,28 @@ def test_matches_reference(case, device):
     verify(results, inputs, bf16_weights=case.scales == "range" or None)
 
 
+@pytest.mark.parametrize("ctas", [2, 3, 4, 8])
+@pytest.mark.parametrize("h_q, format", [(64, "v32"), (64, "v4"), (100, "v32"), (128, "bf16")])
+def test_few_queries_for_each_multiprocessor(h_q, format, ctas, device, multiprocessors):
+    """As many CTAs as there are for each head block of a query may share its keys, where all can work at once."""
+    head_blocks, queries = -(-h_q // 64), 1
+    if device == "cuda":
+        queries = multiprocessors() // (head_blocks * ctas) - 1  # (clusters leave some multiprocessors unused)
+    else:
+        multiprocessors(head_blocks * ctas)
+    # Keys for all CTAs but the last ones; then hardly any, and lengths of all kinds.
+    options = {"batch": max(queries, 1), "h_q": h_q, "format": format, "slots": 1500}
+    for case in (
+        Case(**options, topk=128 * ctas + 70, attn_sink="edge"),
+        Case(**options, topk=128 * ctas, **TRICKY, **EXTRA),
+        Case(**options, topk=128 * ctas, topk_length="edge", indices="some_none", poison=True),
+    ):
+        inputs = make_inputs(case, device)
+        expected = run(inputs)
+        verify(expected, inputs)
+        assert same_bits(run(inputs), expected)
+
+
 def test_cases_have_distinct_names():
     assert len({c.id for c in CASES}) == len(CASES)
 

@@ -182,7 +182,7 @@ int launch_decode_combine(SparseMlaDecodeParams const& params, void* stream) {
   int64_t const most = int64_t(p.batch_invariant || shape.queries < p.parts ? shape.queries : p.parts) * p.h_q;
   int const ctas = int(most < kCtas * sms ? most : kCtas * sms);
   int const shared_bytes = p.batch_invariant ? 0 : (p.parts + 1) * int(sizeof(DecodeCut) + sizeof(int));
-  return launch_early(p.batch_invariant ? combine_chunks : combine_cut_queries, ctas, kThreads, shared_bytes,
+  return launch_early(p.batch_invariant ? combine_chunks : combine_cut_queries, {ctas, kThreads}, shared_bytes,
                       static_cast<cudaStream_t>(stream), p);
 }
 

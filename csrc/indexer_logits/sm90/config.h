@@ -91,7 +91,8 @@ struct Config {
     LineSums<kWarps> sums;
     // barrier     arrives                                              waits
     // full        producer's first lane + bytes; 32 lanes' copies      consumers, before a tile's first product
-    // empty       8 consumer warps, after the tile's last product      producer
+    // empty       consumer warps, after the tile's last product        producer
+    //             (8, or 4 where a tile is one consumer's)
     // q_full      as full; its end of work (no tiles) comes so too     consumers, before a unit's first product
     // q_empty     8 consumer warps, after the unit's last product      producer
     Barrier full[kStages], empty[kStages], q_full[2], q_empty[2];
@@ -99,10 +100,10 @@ struct Config {
   static_assert(sizeof(SharedStorage) <= 227 * 1024);
 
   // By one thread, before __syncthreads.
-  static __device__ __forceinline__ void init_barriers(SharedStorage& smem) {
+  static __device__ __forceinline__ void init_barriers(SharedStorage& smem, int warps_of_tile) {
     for (int i = 0; i < kStages; ++i) {
       smem.full[i].init(1 + 32);
-      smem.empty[i].init(kConsumerWarps);
+      smem.empty[i].init(warps_of_tile);
     }
     for (int i = 0; i < 2; ++i) {
       smem.q_full[i].init(1 + 32);

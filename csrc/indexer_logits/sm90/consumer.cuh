@@ -15,7 +15,7 @@
 
 namespace dsa::sm90::indexer_logits {
 
-// kSplitQueries: how the two consumers share a tile (kernel.cuh).
+// kSplitQueries: how the two consumers share the work (kernel.cuh).
 template <class Config, bool kSplitQueries>
 struct Consumer {
   static constexpr int kHeads = Config::kHeads, kTokens = Config::kTokens, kColumns = Config::kColumns;
@@ -24,7 +24,7 @@ struct Consumer {
   using Shared = typename Config::SharedStorage;
   using Frag = decltype(partition_fragment_C(typename Config::Mma{}, Shape<Int<kHalf>, Int<kColumns>>{}));
 
-  // One product, and what must be known when it is done.
+  // One product, of half of a tile, and what must be known when it is done.
   struct Step {
     bool computes;  // else it is a bubble, or the end: the product is made of whatever is there, and ignored
     bool ends_work;
@@ -43,10 +43,10 @@ struct Consumer {
   int const row;      // of this lane's key in a half
   int const my_side;  // which half of a slab's queries this lane ends with
 
-  // Where the next step is.
-  int tiles_left = 0, sub = 0, key = 0, stage = 0, buffer = -1;
+  // Where the next step is: in which of the unit's tiles that are this consumer's, and with which slab.
+  int tile, tiles = 0, sub = 0, key = 0, stage, buffer = -1;
   uint32_t phase = 0, q_phase = 0;
-  bool drained = true, new_unit = false, ended = false;
+  bool drained = true, new_unit = false, bubble = false, ended = false;
   // Of the slab that the last finished step belongs to.
   float weight[kColumns / 4];
   Range range[kMine];
@@ -62,7 +62,9 @@ struct Consumer {
         warp(__shfl_sync(~0u, threadIdx.x % 128 / 32, 0)),
         lane(threadIdx.x % 32),
         row(warp * 16 + lane % 2 * 8 + lane / 4),
-        my_side(lane / 2 % 2) {}
+        my_side(lane / 2 % 2),
+        tile(kSplitQueries ? 0 : me),
+        stage(tile) {}
 
   __device__ __forceinline__ void run() {
     // One product is in flight, while the one before is worked on; the other consumer's fills the gap between two.
@@ -86,33 +88,40 @@ struct Consumer {
   }
 
  private:
-  // Waits for the step's operands, and reads what belongs to this lane's key. Consumers that split the queries take the
-  // halves of a tile by turns: kTurn. Of the flags most are constants then.
+  static constexpr int kTileStep = kSplitQueries ? 1 : 2;  // from one of this consumer's tiles to the next
+  static_assert(kStages % kTileStep == 0);                 // so that its stages are its own
+
+  // Waits for the step's operands, and reads what belongs to this lane's key. The halves of a tile come by turns:
+  // kTurn. Of the flags many are constants then.
   template <int kTurn>
   __device__ __forceinline__ Step next() {
     Step s{};
-    bool const begins_tile = kSplitQueries ? kTurn == 0 : sub == 0;
-    if (begins_tile && tiles_left == 0) {
+    bool const begins_tile = kTurn == 0 && (kSplitQueries || sub == 0);
+    if (kTurn == 1 && !kSplitQueries && bubble) {
+      bubble = false;
+      return s;
+    }
+    if (begins_tile && tile >= tiles) {
+      for (int opened = 1; !ended && tile >= tiles; ++opened) {
+        // The last step is not finished yet, and keeps its unit in the ring: what comes after one round would never
+        // come.
+        if (!kSplitQueries && !drained && opened == ring.buffers) {
+          drained = bubble = true;
+          return s;
+        }
+        open_unit();
+      }
       s.ends_work = ended;
       if (ended) return s;
-      // A ring of one: the next unit comes only when this one's last step is finished.
-      if (!kSplitQueries && ring.buffers == 1 && !drained) {
-        drained = true;
-        return s;
-      }
-      open_unit();
-      if (tiles_left == 0) {
-        s.ends_work = ended = true;
-        return s;
-      }
+      drained = false;
+      new_unit = true;
     }
     if (begins_tile) smem.full[stage].wait(phase);
     s.computes = true;
-    s.new_slab = begins_tile && new_unit;
-    if (!kSplitQueries && ring.slabs > 1) s.new_slab = true;
+    s.new_slab = kTurn == 0 && (begins_tile && new_unit || !kSplitQueries && ring.slabs > 1);
     if (begins_tile) new_unit = false;
     s.stage = stage;
-    s.half = kSplitQueries ? kTurn : me;
+    s.half = kTurn;
     s.buffer = buffer;
     s.slab = ring.slab(buffer, kSplitQueries ? me : sub);
     int const at = s.half * kHalf + row;
@@ -120,30 +129,32 @@ struct Consumer {
     s.scale = smem.scale[stage][at];
     // Keys that are not in pages are all there.
     s.valid = kSplitQueries || (smem.valid[stage] >> (unsigned(at) / kGroupKeys) & 1);
-    ++sub;
-    if (kSplitQueries ? kTurn == 1 : sub == ring.slabs) {
+    if (kTurn == 1 && (kSplitQueries || ++sub == ring.slabs)) {
       s.ends_tile = true;
-      s.ends_unit = --tiles_left == 0;
       sub = 0;
-      key += kTileKeys;
-      if (++stage == kStages) {
-        stage = 0;
+      tile += kTileStep;
+      s.ends_unit = tile >= tiles;
+      key += kTileStep * kTileKeys;
+      if ((stage += kTileStep) >= kStages) {
+        stage -= kStages;
         phase ^= 1;
       }
     }
     return s;
   }
 
+  // A unit may have no tile for this consumer: where they go by turns, they do so across units.
   __device__ __forceinline__ void open_unit() {
+    tile = (tile - tiles) % kTileStep;
     if (++buffer == ring.buffers) {
       buffer = 0;
       q_phase ^= 1;
     }
     smem.q_full[buffer].wait(q_phase);
-    tiles_left = __shfl_sync(~0u, smem.unit[buffer].tiles, 0);
-    key = smem.unit[buffer].first_key;
-    drained = false;
-    new_unit = true;
+    tiles = __shfl_sync(~0u, smem.unit[buffer].tiles, 0);
+    key = smem.unit[buffer].first_key + tile * kTileKeys;
+    ended = tiles == 0;
+    if (!ended && tile >= tiles) release(smem.q_empty[buffer]);
   }
 
   __device__ __forceinline__ void multiply(Frag& acc, Step const& s) {

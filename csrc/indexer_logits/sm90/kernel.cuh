@@ -6,10 +6,10 @@
 //   consumer 1   the same
 //   fill         -inf where no query of a block sees a key                three warps
 //
-// How the consumers share a tile:
+// How the consumers share the work:
 //   ragged   each has half of the queries, and all keys. A CTA has 256 columns, so that keys come from L2 only half as
 //            often as with 128: at full rate that is what L2 gives.
-//   paged    each has half of the keys, and all queries: there are few, and reading keys is what bounds the kernel.
+//   paged    each takes every second tile, and all queries: there are few, and reading keys is what bounds the kernel.
 //
 // CTAs are persistent, and each has its part of the line of tiles (schedule.cuh). Every element of the output is
 // computed by one warp, in one order: bits do not depend on how the line is cut.
@@ -55,7 +55,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   if (threadIdx.x == 0) {
     prefetch_tma_descriptor(&maps.keys);
     prefetch_tma_descriptor(&maps.q);
-    Config::init_barriers(smem);
+    Config::init_barriers(smem, kSplitQueries ? kConsumerWarps : kConsumerWarps / 2);
   }
   wait_for_grid_before();
   launch_dependent_grids();

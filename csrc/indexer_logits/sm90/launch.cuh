@@ -28,7 +28,7 @@ cudaError_t launch(Params const& params, TensorMaps const& maps, cudaStream_t st
   if (cudaError_t e = cudaDeviceGetAttribute(&sms, cudaDevAttrMultiProcessorCount, device)) return e;
   auto* const kernel = indexer_logits<Config, Params>;
   if (cudaError_t e = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedBytes)) return e;
-  return launch_early(kernel, sms, kThreads, kSharedBytes, stream, params, maps);
+  return launch_early(kernel, {sms, kThreads}, kSharedBytes, stream, params, maps);
 }
 
 template <int kHeads, int kDim, int kColumns>

@@ -1,18 +1,24 @@
 // Sparse MLA decode on Hopper, 64 heads of one query a tile. attention/sm90/heads64/consumer.cuh draws the pipeline;
 // producer.cuh fills its key buffers from a cache.
 //
-// What bounds it: the producers. A block of 64 keys is 2176 cycles of products, and 32768 conversions of about 380
-// instructions a producer warp, which wait for each other, for loads and for stores (docs/design-notes.md has figures).
-// Small batches are bound by the latency of one pass through the code.
+// What bounds it: the producers' stores to shared memory, which wait while Q K^T reads all that it gives. A pair of blocks
+// of 64 keys is 4352 cycles of products and takes 8300 (H200); the producers work 7100 of them, 3400 without their stores
+// (docs/design-notes.md has the figures). Small batches are bound by the latency of one pass through the code.
+//
+// A CTA has a part of the plan's line, or, where the device has two to eight CTAs for each query, a share of one query's
+// keys in a team (team.cuh).
 #pragma once
 
 #include <cutlass/arch/reg_reconfig.h>
+
+#include <atomic>
 
 #include "arch/any/dependent_grids.cuh"
 #include "attention/sm90/heads64/even_consumer.cuh"
 #include "attention/sm90/heads64/odd_consumer.cuh"
 #include "launch.h"
 #include "producer.cuh"
+#include "team.cuh"
 
 namespace dsa::sm90::decode_heads64 {
 
@@ -22,13 +28,19 @@ constexpr int kConsumerRegisters = 192, kProducerRegisters = 64;
 // A warp's arrival for what it has written, a thread's where there are copies.
 constexpr int kWritten = kProducerWarps, kCopied = kProducerWarps * 33;
 template <class Format>
-using Config = heads64::Config<Format::kHeadDim, Format::kNope == 0 ? kCopied : kWritten, kCopied, 128>;
+using Config = heads64::Config<Format::kHeadDim, Format::kNope == 0 ? kCopied : kWritten, kCopied, 128, true>;
 
 template <class Format>
 struct SharedStorage : Config<Format>::SharedStorage {
   KeyWalk walks[kProducerWarps];
   BatchRows<Format> batches[kProducerWarps];
+  TeamBarriers team;
 };
+// What comes from the team goes into the key buffers, and where there is none after them, over the probabilities.
+template <class Format>
+constexpr bool kInboxFits =
+    sizeof(TeamInbox) <= sizeof(Config<Format>::SharedStorage::k) + sizeof(Config<Format>::SharedStorage::p);
+static_assert(kInboxFits<KvV32> && kInboxFits<KvV4> && kInboxFits<KvBf16>);
 static_assert(sizeof(SharedStorage<KvV32>) <= 227 * 1024 && sizeof(SharedStorage<KvV4>) <= 227 * 1024);
 
 // A producer warp's walk lies in shared memory: registers are scarce, and it is looked at once in a few blocks.
@@ -85,25 +97,34 @@ struct Sink {
   __device__ __forceinline__ uint32_t buffer() const { return block % 2; }
 };
 
-template <class Format>
+template <class Format, bool kTeam>
 __global__ void __launch_bounds__(kDecodeThreads, 1)
     sparse_mla_decode_heads64(__grid_constant__ DecodeParams const params, __grid_constant__ TensorMaps const maps) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
   using Config = Config<Format>;
   extern __shared__ __align__(1024) uint8_t raw[];
   auto& smem = *reinterpret_cast<SharedStorage<Format>*>(raw);
-  if (threadIdx.x == 0) Config::init_barriers(smem);
-  __syncthreads();
+  using Work = std::conditional_t<kTeam, TeamWork<SharedStorage<Format>>, DecodeWork>;
+  if (threadIdx.x == 0) {
+    Config::init_barriers(smem);
+    if constexpr (kTeam) smem.team.init(params.team);
+  }
+  if constexpr (kTeam) {
+    cluster_arrive();
+    cluster_wait();
+  } else {
+    __syncthreads();
+  }
   wait_for_grid_before();
   launch_dependent_grids();
 
   int const warpgroup = __shfl_sync(~0u, threadIdx.x / 128, 0);
   if (warpgroup == 0) {
     cutlass::arch::warpgroup_reg_alloc<kConsumerRegisters>();
-    heads64::EvenConsumer<Config, DecodeWork>(params, maps, smem).run();
+    heads64::EvenConsumer<Config, Work>(params, maps, smem).run();
   } else if (warpgroup == 1) {
     cutlass::arch::warpgroup_reg_alloc<kConsumerRegisters>();
-    heads64::OddConsumer<Config, DecodeWork>(params, maps, smem).run();
+    heads64::OddConsumer<Config, Work>(params, maps, smem).run();
   } else {
     cutlass::arch::warpgroup_reg_dealloc<kProducerRegisters>();
     DecodeProducer<Format, Walk, Sink<Config>>(params, Walk(params, smem.walks), Sink<Config>(smem), smem.batches)
@@ -112,10 +133,36 @@ __global__ void __launch_bounds__(kDecodeThreads, 1)
 #endif
 }
 
+// CTAs that share the keys of a query: as many as the device has for each, if all can run at once and few are left
+// over. What a device takes is asked once.
+template <class Format>
+int team_size(SparseMlaDecodeParams const& p, int device, int sms) {
+  DecodeShape const shape = shape_of(p);
+  if (p.batch_invariant || shape.queries == 0) return 1;
+  int const room = sms / shape.head_blocks() / shape.queries;
+  int size = 1;
+  while (size * 2 <= room) size *= 2;
+  if (size == 1 || size > kLargestTeam || size > shape.most_units()) return 1;
+
+  constexpr int kDevices = 64;
+  static std::atomic<int> most_teams[kDevices][kLargestTeam + 1];  // and one more, so that 0 is not known yet
+  if (device >= kDevices) return 1;
+  int teams = most_teams[device][size];
+  if (teams == 0) {
+    if (max_clusters(sparse_mla_decode_heads64<Format, true>, size, sizeof(SharedStorage<Format>), &teams)) return 1;
+    most_teams[device][size] = ++teams;
+  }
+  return shape.queries * shape.head_blocks() < teams ? size : 1;
+}
+
 template <class Format>
 cudaError_t launch(SparseMlaDecodeParams const& p, cudaStream_t stream) {
-  return launch_decode(sparse_mla_decode_heads64<Format>, sizeof(SharedStorage<Format>), heads64::kBlockH,
-                       heads64::kBlockH / 4, p, stream);
+  int device = 0, sms = 0;
+  if (cudaError_t e = cudaGetDevice(&device)) return e;
+  if (cudaError_t e = cudaDeviceGetAttribute(&sms, cudaDevAttrMultiProcessorCount, device)) return e;
+  int const team = team_size<Format>(p, device, sms);
+  return launch_decode(team > 1 ? sparse_mla_decode_heads64<Format, true> : sparse_mla_decode_heads64<Format, false>,
+                       sizeof(SharedStorage<Format>), heads64::kBlockH, heads64::kBlockH / 4, team, p, stream);
 }
 
 }  // namespace dsa::sm90::decode_heads64

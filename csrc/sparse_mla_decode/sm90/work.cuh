@@ -12,9 +12,13 @@ static_assert(kBlockK == kDecodeBlock);
 // Two consumer warpgroups, and two that produce: conversion takes many instructions, and loads in flight registers.
 constexpr int kProducerWarps = 8, kDecodeThreads = 2 * 128 + kProducerWarps * 32;
 
+// CTAs that may share a query's keys as a cluster (team.cuh): 2, 4 or 8.
+constexpr int kLargestTeam = 8;
+
 struct DecodeParams : SparseMlaDecodeParams {
   DecodeShape shape;
   int parts;
+  int team;  // CTAs that share a query's keys; 1: the plan says who has which
 
   __device__ __forceinline__ static int length(KvSelection const& s, int batch, int token) {
     if (s.length == nullptr) return s.topk;
@@ -35,14 +39,20 @@ class DecodeWork {
  public:
   using Params = DecodeParams;
 
-  // Of a CTA: neighbouring CTAs take the head blocks of one part, and so read the same rows at the same time.
+  static constexpr bool kTeam = false;
+
+  // Of a CTA: neighbouring CTAs, or teams, take the head blocks of one part, and so read the same rows at the same
+  // time.
   __device__ __forceinline__ explicit DecodeWork(Params const& params)
-      : DecodeWork(params, part_of(params), blockIdx.x % params.shape.head_blocks() * 64) {}
+      : DecodeWork(params, part_of(params), head_of(params)) {}
   // Of one of its two consumers, for few heads.
   __device__ __forceinline__ DecodeWork(Params const& params, int consumer)
       : DecodeWork(params, part_of(consumer), 0) {}
   static __device__ __forceinline__ int part_of(Params const& params) {
-    return blockIdx.x / params.shape.head_blocks();
+    return blockIdx.x / (params.team * params.shape.head_blocks());
+  }
+  static __device__ __forceinline__ int head_of(Params const& params) {
+    return blockIdx.x / params.team % params.shape.head_blocks() * 64;
   }
   static __device__ __forceinline__ int part_of(int consumer) { return blockIdx.x + consumer * gridDim.x; }
   // Of what is left of a part.
@@ -52,6 +62,7 @@ class DecodeWork {
   }
   // All of a part.
   static __device__ __forceinline__ DecodeRange range(Params const& params, int part) {
+    if (params.team > 1) return share(params, part);
     if (part >= params.parts) return {};
     DecodeRange r = part_range(params.plan, params.shape, part, params.parts);
     if (params.batch_invariant) {
@@ -113,6 +124,15 @@ class DecodeWork {
   }
 
  private:
+  // Of a query, what a CTA of its team has: shares are equal, so that the last ones may have units without keys.
+  static __device__ __forceinline__ DecodeRange share(Params const& params, int query) {
+    int const batch = query / params.s_q, token = query % params.s_q, rank = blockIdx.x % params.team;
+    int const units =
+        params.shape.units(Params::length(params.keys[0], batch, token), Params::length(params.keys[1], batch, token));
+    int const each = (units + params.team - 1) / params.team;
+    return {{query, rank * each}, {query, (rank + 1) * each}};
+  }
+
   __device__ __forceinline__ DecodeWork(Params const& params, int part, int head)
       : DecodeWork(params, part, head, range(params, part)) {}
 

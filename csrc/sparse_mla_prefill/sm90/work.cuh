@@ -8,6 +8,7 @@ namespace dsa::sm90 {
 
 struct Work {
   using Params = KernelParams;
+  static constexpr bool kTeam = false;
 
   KernelParams const& params;
   int64_t i;

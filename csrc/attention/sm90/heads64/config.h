@@ -42,13 +42,15 @@ struct ValueProducts<128> {
   using FromShared = SM90_64x128x16_F32BF16BF16_SS<GMMA::Major::K, GMMA::Major::MN>;
 };
 
-// kLeftArrivals, kRightArrivals: a producer's on a full barrier, for a half of a block.
-template <int kDQk_, int kLeftArrivals_, int kRightArrivals_, int kValueColumns>
+// kLeftArrivals, kRightArrivals: a producer's on a full barrier, for a half of a block. kKeysAreLate_: the producer is
+// the slower side, and gets a half of the even block back before the odd probabilities are done, not after.
+template <int kDQk_, int kLeftArrivals_, int kRightArrivals_, int kValueColumns, bool kKeysAreLate_>
 struct Config {
   static_assert(kDQk_ == 576 || kDQk_ == 512);
   static constexpr int kDQk = kDQk_;
   static constexpr int kLeftArrivals = kLeftArrivals_, kRightArrivals = kRightArrivals_;
   static constexpr int kTiles = kDQk / kTileCols;
+  static constexpr bool kKeysAreLate = kKeysAreLate_;
   using MmaPV = decltype(make_tiled_mma(typename ValueProducts<kValueColumns>::FromRegisters{}));
   using MmaPVShared = decltype(make_tiled_mma(typename ValueProducts<kValueColumns>::FromShared{}));
   static constexpr uint32_t kQBytes = kBlockH * kDQk * sizeof(bf16);

@@ -18,6 +18,7 @@
 //   pairs()                           of its key blocks, at least 1
 //   output_scale, write_stats         what a head's outputs are multiplied by; lse
 //   is_whole, partial                 whether a tile is all of its query, or where its part goes
+//   kTeam, write_tile                 whether it has one tile, and writes it itself
 #pragma once
 
 #include <cute/arch/copy_sm90_tma.hpp>

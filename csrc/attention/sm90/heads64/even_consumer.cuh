@@ -43,6 +43,7 @@ struct EvenConsumer : Consumer<Config, Work> {
       });
       combine_stats(stats, smem, kEven, lane, warp);
       write_tile<Work>(params, this->maps.out, tile, stats, rO, smem, kEven, lane, warp);
+      if constexpr (Work::kTeam) return;  // has one tile, and what comes now into the key buffers is no keys
       // The next tile's first scores run while this one is written out; after the last tile, scores of nothing.
       if (another_tile) {
         this->wait_q();

@@ -24,6 +24,7 @@ struct OddConsumer : Consumer<Config, Work> {
       }
       combine_stats(stats, smem, kOdd, lane, warp);
       write_tile<Work>(params, this->maps.out, tile, stats, rO, smem, kOdd, lane, warp);
+      if constexpr (Work::kTeam) return;
       this->release_staged(kRight);
     }
   }
@@ -45,16 +46,21 @@ struct OddConsumer : Consumer<Config, Work> {
     mask_scores(rS, valid, lane);
     bool const moved = stats.meet(rS, this->scale_log2, factor);
     stats.exponentiate(rS, rP, this->scale_log2);
+    if constexpr (Config::kKeysAreLate) release_even_block();
     store_rows(recast<uint32_t const>(rP), smem.odd_p(), lane, warp);
     stats.publish(smem.reference[kOdd], lane, warp);
     cutlass::arch::fence_view_async_shared();
-    this->wait_products();
-    this->release(0, kRight);
+    if constexpr (!Config::kKeysAreLate) release_even_block();
     cutlass::arch::NamedBarrier::arrive(256, kOddPReady);
     if (moved) rescale(rO, factor);
     this->issue_own_values(1, kRight);
     this->wait_products();
     phase ^= 1;
+  }
+
+  __device__ __forceinline__ void release_even_block() {
+    this->wait_products();
+    this->release(0, kRight);
   }
 };
 

@@ -1,4 +1,3 @@
-// spills: 100 bytes, before and after the loop over blocks
 #include "sparse_mla_decode/sm90/heads64.cuh"
 
 namespace dsa::sm90::decode_heads64 {

@@ -10,7 +10,7 @@ namespace dsa::sm90::prefill_heads64 {
 using heads64::kHalfTiles, heads64::kLeft, heads64::kRight;
 // 128 threads' copies, and with the left half 4 warps' parts of the valid bits.
 template <int kDQk>
-using Config = heads64::Config<kDQk, 128 + 4, 128, 256>;
+using Config = heads64::Config<kDQk, 128 + 4, 128, 256, false>;
 
 template <class Config>
 struct Producer {

@@ -1,0 +1,165 @@
+// A query's keys spread over the CTAs of a cluster, its team, for 64 heads: they add up their outputs through shared
+// memory. That takes about as long as one pair of key blocks, and saves a second kernel; but clusters of more than two
+// leave some SMs unused (an H200 holds 30 of four). Other queries' parts go through global memory, to combine.cu.
+//
+// Each CTA of the team finishes an equal share of the columns. At the end of its keys it sends every other's share of
+// its output there, divided by its own sum, as the threads hold it, and adds up what comes in the order of the ranks:
+// the same bits on every launch. The key buffers take what comes:
+//
+//   barrier    arrives                                            waits
+//   ready      4 warps of both consumers of all CTAs, when they   consumers, before they send
+//              read keys no more
+//   received   bytes (one thread expects them from the start)     consumers, before they add up
+#pragma once
+
+#include "arch/any/cluster.cuh"
+#include "arch/sm90/remote.cuh"
+#include "attention/sm90/heads64/config.h"
+#include "attention/sm90/heads64/softmax.cuh"
+#include "work.cuh"
+
+namespace dsa::sm90 {
+
+// What comes from the team: vectors of four floats [rank][consumer][a share of its 32][thread], and each rank's lse in
+// base 2.
+struct TeamInbox {
+  static constexpr int kVectors = heads64::kBlockH * heads64::kHalfV / (128 * 4);  // of a consumer, a thread
+
+  float4 part[2 * kVectors * 128];
+  float lse[kLargestTeam][heads64::kBlockH];
+
+  static __device__ __forceinline__ uint32_t bytes(uint32_t team) {
+    return sizeof(part) + team * uint32_t(sizeof(lse[0]));
+  }
+};
+
+struct TeamBarriers {
+  Barrier ready, received;
+
+  // By one thread, before the team meets.
+  __device__ __forceinline__ void init(uint32_t team) {
+    ready.init(team * 8);
+    received.init(1);
+    cutlass::arch::fence_barrier_init();
+    received.arrive_and_expect_tx(TeamInbox::bytes(team));
+  }
+};
+
+// One thread of a consumer: rows r and r + 8 of its warp's 16, two columns of every eight.
+template <class Shared, int kTeam>
+class TeamSum {
+ public:
+  __device__ __forceinline__ TeamSum(Shared& smem, int me, int lane, int warp)
+      : smem_(smem), me_(me), lane_(lane), warp_(warp), thread_(warp * 32 + lane), rank_(cluster_rank()) {}
+
+  template <class TensorO>
+  __device__ __forceinline__ void send(heads64::RowStats const& stats, TensorO const& rO) {
+    __syncwarp();  // all lanes have read what they need
+    if (lane_ < kTeam) arrive_remotely(remote_address(&smem_.team.ready, lane_));
+    wait_for_remote(smem_.team.ready, 0);
+    float scale[2];
+    CUTE_UNROLL
+    for (int r = 0; r < 2; ++r) scale[r] = stats.sum[r] == 0.f ? 0.f : 1.f / stats.sum[r];
+    CUTE_UNROLL
+    for (int to = 0; to < kTeam; ++to) {
+      uint32_t const barrier = remote_address(&smem_.team.received, to);
+      uint32_t const vectors = remote_address(part(rank_), to);
+      CUTE_UNROLL
+      for (int v = 0; v < kShare; ++v) {
+        int const i = (to * kShare + v) * 4;
+        store_remotely(vectors + v * 128 * 16,
+                       make_float4(rO(i) * scale[0], rO(i + 1) * scale[0], rO(i + 2) * scale[1], rO(i + 3) * scale[1]),
+                       barrier);
+      }
+      if (me_ == heads64::kOdd && lane_ % 4 == 0) {
+        CUTE_UNROLL
+        for (int r = 0; r < 2; ++r)
+          store_remotely(remote_address(&inbox().lse[rank_][row(r)], to),
+                         stats.sum[r] == 0.f ? negative_infinity() : log2f(stats.sum[r]) + stats.reference[r], barrier);
+      }
+    }
+  }
+
+  __device__ __forceinline__ void finish(DecodeParams const& p) {
+    wait_for_remote(smem_.team.received, 0);
+    // (Worked out again: over the products there are no registers for it.)
+    int const query = DecodeWork::part_of(p), first_head = DecodeWork::head_of(p);
+    float weight[2][kTeam], sum[2], reference[2], scale[2];
+    CUTE_UNROLL
+    for (int r = 0; r < 2; ++r) {
+      float top = negative_infinity();
+      CUTE_UNROLL
+      for (int from = 0; from < kTeam; ++from) {
+        weight[r][from] = inbox().lse[from][row(r)];
+        top = fmaxf(top, weight[r][from]);
+      }
+      reference[r] = exponent_offset(top);
+      sum[r] = 0.f;
+      CUTE_UNROLL
+      for (int from = 0; from < kTeam; ++from) {
+        weight[r][from] = exp2f(weight[r][from] - reference[r]);
+        sum[r] += weight[r][from];
+      }
+      int const head = first_head + row(r);
+      float const sink = p.attn_sink != nullptr && head < p.h_q ? p.attn_sink[head] : negative_infinity();
+      scale[r] = output_scale(sum[r], reference[r], sink);
+      if (rank_ == 0 && me_ == heads64::kOdd && lane_ % 4 == 0 && head < p.h_q)
+        p.lse[int64_t(query) * p.h_q + head] = natural_lse(sum[r], reference[r]);
+    }
+    auto* const out = static_cast<__nv_bfloat16*>(p.out) + query / p.s_q * p.out_stride_batch +
+                      query % p.s_q * p.out_stride_token + first_head * p.out_stride_head + me_ * heads64::kHalfV +
+                      int(rank_) * kShare * 8 + lane_ % 4 * 2;
+    CUTE_UNROLL
+    for (int v = 0; v < kShare; ++v) {
+      float acc[4] = {};
+      CUTE_UNROLL
+      for (int from = 0; from < kTeam; ++from) {
+        float4 const theirs = part(from)[v * 128];
+        acc[0] += weight[0][from] * theirs.x;
+        acc[1] += weight[0][from] * theirs.y;
+        acc[2] += weight[1][from] * theirs.z;
+        acc[3] += weight[1][from] * theirs.w;
+      }
+      CUTE_UNROLL
+      for (int r = 0; r < 2; ++r)
+        if (first_head + row(r) < p.h_q)
+          *reinterpret_cast<uint32_t*>(out + row(r) * p.out_stride_head + v * 8) =
+              pack_bf16(acc[r * 2] * scale[r], acc[r * 2 + 1] * scale[r]);
+    }
+  }
+
+ private:
+  static constexpr int kShare = TeamInbox::kVectors / kTeam;
+
+  __device__ __forceinline__ TeamInbox& inbox() const { return *reinterpret_cast<TeamInbox*>(smem_.k); }
+  // This thread's first vector of what one rank sends.
+  __device__ __forceinline__ float4* part(int from) const {
+    return inbox().part + (from * 2 + me_) * kShare * 128 + thread_;
+  }
+  __device__ __forceinline__ int row(int r) const { return warp_ * 16 + r * 8 + lane_ / 4; }
+
+  Shared& smem_;
+  int const me_, lane_, warp_, thread_;
+  uint32_t const rank_;
+};
+
+// The work of a CTA of a team: one tile.
+template <class Shared>
+struct TeamWork : DecodeWork {
+  static constexpr bool kTeam = true;
+  using DecodeWork::DecodeWork;
+
+  template <class TensorO>
+  static __device__ __forceinline__ void write_tile(DecodeParams const& p, DecodeTile const&,
+                                                    heads64::RowStats const& stats, TensorO const& rO, void* smem,
+                                                    int me, int lane, int warp) {
+    auto const with = [&](auto team) {
+      TeamSum<Shared, decltype(team)::value> sum(*static_cast<Shared*>(smem), me, lane, warp);
+      sum.send(stats, rO);
+      sum.finish(p);
+    };
+    p.team == 2 ? with(Int<2>{}) : p.team == 4 ? with(Int<4>{}) : with(Int<kLargestTeam>{});
+  }
+};
+
+}  // namespace dsa::sm90
