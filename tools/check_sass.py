@@ -21,7 +21,11 @@ from build_tools import CSRC, kernels, nvcc_checked  # noqa: E402
 
 MATRIX = {"sm90": "[HQI]GMMA", "sm100": "UTC[A-Z]*MMA"}
 # What else a folder's kernels must have, with its modifiers.
-REQUIRED = {"sparse_mla_prefill/sm100": {"no bf16 product": r"UTCHMMA\b.*", "no gather": r"UTMALDG\..*GATHER4.*"}}
+BF16_PRODUCT = {"no bf16 product": r"UTCHMMA\b.*"}
+REQUIRED = {
+    "sparse_mla_prefill/sm100": BF16_PRODUCT | {"no gather": r"UTMALDG\..*GATHER4.*"},
+    "sparse_mla_decode/sm100": BF16_PRODUCT,
+}
 LOCAL = ("LDL", "STL")
 TMA = re.compile(r"UTMALDG|UTMASTG|UTMAREDG|UBLKCP")
 

@@ -31,7 +31,12 @@ using MaybeTensor = std::optional<Tensor>;
 // In order of preference.
 constexpr SparseMlaDecodeImpl const* kImplList[] = {
 #ifdef DSA_SM90
-    &sm90::kSparseMlaDecodeFewHeads, &sm90::kSparseMlaDecodeHeads64,
+    &sm90::kSparseMlaDecodeFewHeads,
+    &sm90::kSparseMlaDecodeHeads64,
+#endif
+#ifdef DSA_SM100
+    &sm100::kSparseMlaDecodeHeads64,
+    &sm100::kSparseMlaDecodePair,
 #endif
     nullptr,  // an array needs an element
 };

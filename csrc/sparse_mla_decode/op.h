@@ -60,5 +60,9 @@ namespace sm90 {
 extern SparseMlaDecodeImpl const kSparseMlaDecodeHeads64;   // heads are the rows of the tensor-core tiles: 64 a CTA
 extern SparseMlaDecodeImpl const kSparseMlaDecodeFewHeads;  // keys are the rows: up to 16 heads
 }  // namespace sm90
+namespace sm100 {
+extern SparseMlaDecodeImpl const kSparseMlaDecodeHeads64;  // up to 64 heads, by one CTA
+extern SparseMlaDecodeImpl const kSparseMlaDecodePair;     // a pair of CTAs takes 128 heads
+}  // namespace sm100
 
 }  // namespace dsa

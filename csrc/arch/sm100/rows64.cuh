@@ -19,6 +19,41 @@ __device__ __forceinline__ void arrive_at_leader(cutlass::arch::ClusterTransacti
   cutlass::arch::ClusterBarrier::arrive(reinterpret_cast<uint64_t const*>(&barrier), kLeader, 1);
 }
 
+// How operands that threads write to shared memory, in a pair also to the other CTA's, come to the products:
+// each writer's fence; an arrival of one of the threads that have met since, at the leader's barrier; the leader's
+// wait.
+template <int kCtas>
+__device__ __forceinline__ void fence_operands() {
+  if constexpr (kCtas == 2)
+    asm volatile("fence.proxy.async.shared::cluster;" ::: "memory");
+  else
+    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+}
+template <int kCtas>
+__device__ __forceinline__ void arrive_for_products(cutlass::arch::ClusterTransactionBarrier& barrier) {
+  if constexpr (kCtas == 2)
+    asm volatile(
+        "{\n.reg .b32 leaders;\nmapa.shared::cluster.u32 leaders, %0, %1;\n"
+        "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [leaders];\n}" ::"r"(
+            cute::cast_smem_ptr_to_uint(&barrier)),
+        "r"(kLeader)
+        : "memory");
+  else
+    barrier.arrive();
+}
+template <int kCtas>
+__device__ __forceinline__ void wait_for_operands(cutlass::arch::ClusterTransactionBarrier& barrier, uint32_t phase) {
+  if constexpr (kCtas == 2)
+    asm volatile(
+        "{\n.reg .pred done;\nagain:\n"
+        "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 done, [%0], %1;\n"
+        "@!done bra again;\n}" ::"r"(cute::cast_smem_ptr_to_uint(&barrier)),
+        "r"(phase)
+        : "memory");
+  else
+    barrier.wait(phase);
+}
+
 // D (+)= A * B^T. kCtas: 2 for a pair. (Of a CTA's own forms, only the weight-stationary one has 64 rows in this
 // layout.)
 template <int kCtas>

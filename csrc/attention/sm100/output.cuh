@@ -48,32 +48,45 @@ __device__ __forceinline__ void transpose_pieces(uint4 (&pieces)[4], int lane) {
   }
 }
 
-// Multiplies each lane's row by its `scale` and writes the first `rows` of the warp's 32 as bf16. `out`: the warp's
-// first row; strides in elements, everything 16-byte aligned. Four lanes write 64 bytes of a row together: sectors are
-// whole.
-template <int kRun>
-__device__ __forceinline__ void write_output(uint32_t tmem, float scale, bf16* out, int64_t row_stride, int rows,
+// 16 bytes of output.
+__device__ __forceinline__ uint4 output_piece(uint32_t const* o, float scale, bf16) {
+  uint32_t packed[4];
+  CUTE_UNROLL
+  for (int i = 0; i < 4; ++i)
+    packed[i] = pack_bf16(__uint_as_float(o[2 * i]) * scale, __uint_as_float(o[2 * i + 1]) * scale);
+  return make_uint4(packed[0], packed[1], packed[2], packed[3]);
+}
+__device__ __forceinline__ uint4 output_piece(uint32_t const* o, float scale, float) {
+  uint32_t scaled[4];
+  CUTE_UNROLL
+  for (int i = 0; i < 4; ++i) scaled[i] = __float_as_uint(__uint_as_float(o[i]) * scale);
+  return make_uint4(scaled[0], scaled[1], scaled[2], scaled[3]);
+}
+
+// Multiplies each lane's row by its `scale` and writes the first `rows` of the warp's 32, as bf16 or fp32. `out`: the
+// warp's first row; strides in elements, everything 16-byte aligned. Four lanes write 64 bytes of a row together:
+// sectors are whole.
+template <int kRun, class Element>
+__device__ __forceinline__ void write_output(uint32_t tmem, float scale, Element* out, int64_t row_stride, int rows,
                                              int half, int lane) {
+  constexpr int kPiece = 16 / sizeof(Element), kPieces = 4 * kPiece;
 #pragma unroll 1
   for (int column = 0; column < kHalfV; column += kOutputChunk) {
     uint32_t o[kOutputChunk];
     load_tmem(tmem + column, o);
     wait_for_tmem_loads(o);
-    uint4 pieces[4];
     CUTE_UNROLL
-    for (int i = 0; i < 4; ++i) {
-      uint32_t packed[4];
+    for (int some = 0; some < kOutputChunk; some += kPieces) {
+      uint4 pieces[4];
       CUTE_UNROLL
-      for (int j = 0; j < 4; ++j)
-        packed[j] = pack_bf16(__uint_as_float(o[8 * i + 2 * j]) * scale, __uint_as_float(o[8 * i + 2 * j + 1]) * scale);
-      pieces[i] = make_uint4(packed[0], packed[1], packed[2], packed[3]);
-    }
-    transpose_pieces(pieces, lane);
-    bf16* const to = out + value_column<kRun>(column, half) + lane % 4 * 8;
-    CUTE_UNROLL
-    for (int i = 0; i < 4; ++i) {
-      int const row = lane / 4 * 4 + i;
-      if (row < rows) *reinterpret_cast<uint4*>(to + row * row_stride) = pieces[i];
+      for (int i = 0; i < 4; ++i) pieces[i] = output_piece(o + some + i * kPiece, scale, Element{});
+      transpose_pieces(pieces, lane);
+      Element* const to = out + value_column<kRun>(column, half) + some + lane % 4 * kPiece;
+      CUTE_UNROLL
+      for (int i = 0; i < 4; ++i) {
+        int const row = lane / 4 * 4 + i;
+        if (row < rows) *reinterpret_cast<uint4*>(to + row * row_stride) = pieces[i];
+      }
     }
   }
 }

@@ -1,13 +1,11 @@
-// Warps of a CTA.
+// Warps of a CTA, behind the softmax warps.
 #pragma once
+
+#include "attention/sm100/softmax_warps.cuh"
 
 namespace dsa::sm100 {
 
-enum Role : int { kSoftmaxWarps = 4, kFirstLoader = 4, kSecondLoader = 5, kProducts = 6 };
-constexpr int kThreads = 7 * 32;
-constexpr int kSoftmaxThreads = kSoftmaxWarps * 32;
-
-// Named barriers (hardware barrier 0 is __syncthreads'). Warps w and w + 2 have the halves of the same rows.
-enum NamedBarrier : unsigned { kRowHalves = 1 };  // and 2: 64 threads each
+enum Role : int { kFirstLoader = kSoftmaxWarps, kSecondLoader, kProducts };
+constexpr int kThreads = (kProducts + 1) * 32;
 
 }  // namespace dsa::sm100

@@ -1,0 +1,5 @@
+#include "sparse_mla_decode/sm100/launch.cuh"
+
+namespace dsa::sm100::decode {
+template cudaError_t launch<KvV4, 2>(SparseMlaDecodeParams const&, cudaStream_t);
+}
