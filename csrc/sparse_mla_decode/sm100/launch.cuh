@@ -36,7 +36,7 @@ cudaError_t launch(SparseMlaDecodeParams const& p, cudaStream_t stream) {
   constexpr int kSharedBytes = sizeof(typename Config::SharedStorage);
   if (cudaError_t e = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedBytes)) return e;
   int const workers = std::min(params.items, std::max(1, sms / kCtas));
-  if (cudaError_t e = launch_early(kernel, workers * kCtas, kThreads, kSharedBytes, stream, params, q_map)) return e;
+  if (cudaError_t e = launch_early(kernel, {workers * kCtas, kThreads}, kSharedBytes, stream, params, q_map)) return e;
   return cudaError_t(launch_decode_combine(p, stream));
 }
 
