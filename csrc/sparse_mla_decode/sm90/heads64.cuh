@@ -1,12 +1,13 @@
 // Sparse MLA decode on Hopper, 64 heads of one query a tile. attention/sm90/heads64/consumer.cuh draws the pipeline;
 // producer.cuh fills its key buffers from a cache.
 //
-// What bounds it: the producers' stores to shared memory, which wait while Q K^T reads all that it gives. A pair of blocks
-// of 64 keys is 4352 cycles of products and takes 8300 (H200); the producers work 7100 of them, 3400 without their stores
-// (docs/design-notes.md has the figures). Small batches are bound by the latency of one pass through the code.
+// What bounds it: the producers' stores to shared memory, which wait while Q K^T reads all that it gives. A pair of
+// blocks of 64 keys is 4352 cycles of products and takes 8300 (H200); the producers work 7100 of them, 3400 without
+// their stores (docs/design-notes.md has the figures). Small batches are bound by the latency of one pass through the
+// code.
 //
-// A CTA has a part of the plan's line, or, where the device has two to eight CTAs for each query, a share of one query's
-// keys in a team (team.cuh).
+// A CTA has a part of the plan's line, or, where the device has two to eight CTAs for each query, a share of one
+// query's keys in a team (team.cuh).
 #pragma once
 
 #include <cutlass/arch/reg_reconfig.h>

@@ -1,7 +1,9 @@
 // Attention for up to 16 heads on Hopper: keys are the rows of the products and heads their columns, so that nothing is
 // padded to 64 heads.
 //
-//   producer     | block of 0 | block of 1 | block of 0 | ...                fills the two consumers' key tiles
+//   producers    | block of 0 | block of 1 | block of 0 | ...      fill the two consumers' key tiles: by turns
+//   (decode),
+//                                                                  or one those of each consumer (prefill)
 //   consumer 0   |   S^T = K Q^T | softmax | O^T += V^T P^T |   S^T ...                 of one query
 //   consumer 1          |   S^T = K Q^T | softmax | O^T += V^T P^T | ... | write out |  of another
 //
