@@ -81,8 +81,11 @@ def _decode() -> Iterator[MutationCase]:
 def _decode_on_blackwell() -> Iterator[MutationCase]:
     for format, cpp in (("v32", "KvV32"), ("v4", "KvV4"), ("bf16", "KvBf16")):
         for ctas, h_q in ((1, 64), (2, 128)):
-            # More blocks of keys than there are buffers, of both caches; and few, where queries follow each other quickly.
-            for more in ({"topk": 270, "batch": 3, "scales": "fp32", "values": "ramp", **EXTRA}, {"topk": 65, "batch": 7}):
+            # More blocks of keys than there are buffers, of both caches; and few, where queries follow each other.
+            for more in (
+                {"topk": 270, "batch": 3, "scales": "fp32", "values": "ramp", **EXTRA},
+                {"topk": 65, "batch": 7},
+            ):
                 case = DecodeCase(h_q=h_q, format=format, slots=600, page_size=53, **more, **HOSTILE)
                 yield MutationCase(
                     "sparse_mla_decode", f"sparse_mla_decode<Config<{cpp},{ctas}>>", partial(_decode_call, case)
