@@ -202,7 +202,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     emulator = session.start(options.arch)
     runs = [replace(run, races=False) for run in RUNS] if options.no_races else RUNS
-    cases = select(options.names, all_cases())
+    cases = select(options.names, all_cases(options.arch))
     if not cases:
         parser.error(f"no case for {' '.join(options.names)}")
     torch.set_grad_enabled(False)

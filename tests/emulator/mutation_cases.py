@@ -48,7 +48,9 @@ class MutationCase:
         return self.make()
 
 
-def all_cases() -> list[MutationCase]:
+def all_cases(arch: str = "sm_90a") -> list[MutationCase]:
+    if arch == "sm_100a":  # the other kernels have none yet
+        return [*_decode_on_blackwell()]
     return [*_prefill(), *_decode(), *_combine(), *_ragged_logits(), *_paged_logits(), *_topk()]
 
 
@@ -74,6 +76,20 @@ def _decode() -> Iterator[MutationCase]:
             for more in ({"topk": 270, "batch": 3, **EXTRA}, {"topk": 65, "batch": 7}):
                 case = DecodeCase(h_q=h_q, format=format, slots=600, page_size=53, **more, **HOSTILE)
                 yield MutationCase("sparse_mla_decode", name, partial(_decode_call, case))
+
+
+def _decode_on_blackwell() -> Iterator[MutationCase]:
+    for format, cpp in (("v32", "KvV32"), ("v4", "KvV4"), ("bf16", "KvBf16")):
+        for ctas, h_q in ((1, 64), (2, 128)):
+            # More blocks of keys than there are buffers, of both caches; and few, where queries follow each other.
+            for more in (
+                {"topk": 270, "batch": 3, "scales": "fp32", "values": "ramp", **EXTRA},
+                {"topk": 65, "batch": 7},
+            ):
+                case = DecodeCase(h_q=h_q, format=format, slots=600, page_size=53, **more, **HOSTILE)
+                yield MutationCase(
+                    "sparse_mla_decode", f"sparse_mla_decode<Config<{cpp},{ctas}>>", partial(_decode_call, case)
+                )
 
 
 def _combine() -> Iterator[MutationCase]:
