@@ -10,6 +10,7 @@ touches is compiled again. MAX_JOBS limits how many compilers run at once; DSA_E
 those folders of csrc/ only, while another is being written.
 """
 
+import fcntl
 import importlib.util
 import os
 import shutil
@@ -54,12 +55,14 @@ def build(selected: list[str]) -> None:
     wanted = {arch: units(arch) for arch in selected}
     OUT.mkdir(parents=True, exist_ok=True)
     path, text = OUT / "build.ninja", _ninja_file(wanted, toolkit)
-    if not path.exists() or path.read_text() != text:
-        path.write_text(text)
-    # pip's ninja may be outside PATH.
-    ninja = shutil.which("ninja") or str(Path(sys.executable).with_name("ninja"))
-    if subprocess.call([ninja, "-C", str(OUT), "-j", _jobs()], stdout=sys.stderr) != 0:
-        sys.exit("emulator: the build failed; the compiler's messages are above.")
+    with (OUT / "lock").open("w") as lock:  # of several pytest processes one builds
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not path.exists() or path.read_text() != text:
+            path.write_text(text)
+        # pip's ninja may be outside PATH.
+        ninja = shutil.which("ninja") or str(Path(sys.executable).with_name("ninja"))
+        if subprocess.call([ninja, "-C", str(OUT), "-j", _jobs()], stdout=sys.stderr) != 0:
+            sys.exit("emulator: the build failed; the compiler's messages are above.")
 
 
 def _jobs() -> str:
