@@ -55,7 +55,15 @@ def make_model(case: HfCase, device: str) -> torch.nn.Module:
     torch.manual_seed(0)
     with torch.device(device):
         model = getattr(transformers, f"{names[case.kind]}ForCausalLM")(config).eval()
-    return model.to(torch.bfloat16) if device == "cuda" else model
+    return cast(model, torch.bfloat16) if device == "cuda" else model
+
+
+def cast(model: torch.nn.Module, dtype: torch.dtype) -> torch.nn.Module:
+    """As from_pretrained(dtype=dtype): RoPE's frequencies stay float32. model.to(dtype) would round them, and
+    transformers' attention, not ours, then choose other keys than the model has."""
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
+    return model
 
 
 class Session:

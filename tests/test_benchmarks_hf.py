@@ -95,3 +95,10 @@ def test_one_token_on_the_cpu():
     call = hf.Hf().cpu_call(TINY)
     first, second = call(), call()
     assert first.shape == (hf.SHARED["vocab_size"],) and not torch.equal(first, second)
+
+
+@pytest.mark.parametrize("kind", hf.KINDS)
+def test_bfloat16_leaves_the_frequencies(kind):
+    model = hf.cast(hf.make_model(dataclasses.replace(TINY, kind=kind), "cpu"), torch.bfloat16)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+    assert model.model.rotary_emb.inv_freq.dtype == torch.float32
