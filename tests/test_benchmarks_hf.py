@@ -66,9 +66,13 @@ def test_measure(kind, memory, monkeypatch):
 
 def test_logits_that_differ():
     logits = torch.randn(100)
-    hf.check_logits(logits, logits * 1.01, "sdpa")
+    hf.check_logits(logits, logits * 1.01, "sdpa", hf.COSINE_ALL)
     with pytest.raises(AssertionError, match="logits differ from those of sdpa"):
-        hf.check_logits(logits, torch.randn(100), "sdpa")
+        hf.check_logits(logits, torch.randn(100), "sdpa", hf.COSINE_CHOSEN)
+    near = logits + 0.3 * torch.randn(100)
+    hf.check_logits(logits, near, "sdpa", hf.COSINE_CHOSEN)
+    with pytest.raises(AssertionError, match="1 - cosine"):
+        hf.check_logits(logits, near, "sdpa", hf.COSINE_ALL)
 
 
 def stored() -> dict:
