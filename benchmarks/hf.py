@@ -18,7 +18,10 @@ from dsa_ext._build_info import decode_path
 CONTEXTS = (1024, 4096, 16384, 32768, 65536)
 CHUNK = 2048  # tokens of a prompt that go through the model at once, with any attention
 DECODED = 12  # tokens, of which the first four warm up
-COSINE = 2e-2  # of the next token's logits: far above what FP8 in the indexer does, far below another computation
+# Bounds of 1 - cosine of the next token's logits. Where all keys are chosen, far above rounding. Beyond, FP8 in the
+# indexer chooses other keys: 0.1 at most in small bf16 models (one key in 16 chosen), where DeepSeek's indexer with the
+# other RoPE gives 0.26 to 0.35.
+COSINE_ALL, COSINE_CHOSEN = 2e-2, 0.15
 WAYS = ("ours", "sdpa", "eager")
 SHARED = {"vocab_size": 1024, "num_hidden_layers": 2, "first_k_dense_replace": 2, "max_position_embeddings": 163840}
 YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 40.0, "original_max_position_embeddings": 4096}
@@ -55,7 +58,15 @@ def make_model(case: HfCase, device: str) -> torch.nn.Module:
     torch.manual_seed(0)
     with torch.device(device):
         model = getattr(transformers, f"{names[case.kind]}ForCausalLM")(config).eval()
-    return model.to(torch.bfloat16) if device == "cuda" else model
+    return cast(model, torch.bfloat16) if device == "cuda" else model
+
+
+def cast(model: torch.nn.Module, dtype: torch.dtype) -> torch.nn.Module:
+    """As from_pretrained(dtype=dtype): RoPE's frequencies stay float32. model.to(dtype) would round them, and
+    transformers' attention, not ours, then choose other keys than the model has."""
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
+    return model
 
 
 class Session:
@@ -208,15 +219,16 @@ class Hf(Benchmark):
                 row[f"{way}_error"] = "out of memory"
                 self._too_long.add((case.kind, way))
             torch.cuda.empty_cache()
+        bound = COSINE_ALL if case.context <= case.topk else COSINE_CHOSEN
         for way in found:
-            check_logits(found["ours"], found[way], way)
+            check_logits(found["ours"], found[way], way, bound)
         row |= {key: row["ours"][key] for key in ("ms", "quartiles_ms")}
         return row | ({"peer_ms": row["sdpa"]["ms"]} if "sdpa" in row else {})
 
 
-def check_logits(ours: torch.Tensor, theirs: torch.Tensor, way: str) -> None:
+def check_logits(ours: torch.Tensor, theirs: torch.Tensor, way: str, bound: float) -> None:
     difference = 1 - torch.nn.functional.cosine_similarity(ours, theirs, dim=0).item()
-    if not difference <= COSINE:
+    if not difference <= bound:
         raise AssertionError(f"logits differ from those of {way}: 1 - cosine = {difference:.1e}")
 
 

@@ -72,6 +72,15 @@ def _model(kind, config):
 MODELS = {"v32": deepseek_v32, "glm": glm_moe_dsa}
 
 
+def cast(model, dtype: torch.dtype):
+    """The model with parameters of dtype, as from_pretrained(dtype=dtype) gives it: RoPE's frequencies stay float32.
+    model.bfloat16() rounds them, too, by up to 0.4 %: transformers then computes other angles, and chooses other keys,
+    the further behind the more; and a float32 copy of that model repeats it."""
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
+    return model
+
+
 def prompts(lengths, side: str = "left") -> dict[str, torch.Tensor]:
     """input_ids and attention_mask of prompts of these lengths, padded on one side with tokens like any other."""
     place, lengths = torch.arange(max(lengths)), torch.tensor(lengths)[:, None]

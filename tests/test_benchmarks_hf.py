@@ -66,9 +66,13 @@ def test_measure(kind, memory, monkeypatch):
 
 def test_logits_that_differ():
     logits = torch.randn(100)
-    hf.check_logits(logits, logits * 1.01, "sdpa")
+    hf.check_logits(logits, logits * 1.01, "sdpa", hf.COSINE_ALL)
     with pytest.raises(AssertionError, match="logits differ from those of sdpa"):
-        hf.check_logits(logits, torch.randn(100), "sdpa")
+        hf.check_logits(logits, torch.randn(100), "sdpa", hf.COSINE_CHOSEN)
+    near = logits + 0.3 * torch.randn(100)
+    hf.check_logits(logits, near, "sdpa", hf.COSINE_CHOSEN)
+    with pytest.raises(AssertionError, match="1 - cosine"):
+        hf.check_logits(logits, near, "sdpa", hf.COSINE_ALL)
 
 
 def stored() -> dict:
@@ -95,3 +99,10 @@ def test_one_token_on_the_cpu():
     call = hf.Hf().cpu_call(TINY)
     first, second = call(), call()
     assert first.shape == (hf.SHARED["vocab_size"],) and not torch.equal(first, second)
+
+
+@pytest.mark.parametrize("kind", hf.KINDS)
+def test_bfloat16_leaves_the_frequencies(kind):
+    model = hf.cast(hf.make_model(dataclasses.replace(TINY, kind=kind), "cpu"), torch.bfloat16)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+    assert model.model.rotary_emb.inv_freq.dtype == torch.float32

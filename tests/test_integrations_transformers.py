@@ -18,6 +18,7 @@ from hf_cases import (  # noqa: E402
     VOCABULARY,
     YARN,
     cache_of,
+    cast,
     clear,
     deepseek_v32,
     each_model,
@@ -195,34 +196,74 @@ def test_other_ways_to_generate(model, options):
     assert torch.equal(model.generate(**batch, **options), want)
 
 
-# --- on a GPU
+# --- bfloat16
+
+# seeds, lengths of prompts, how many keys are chosen, bound of the second result (few seeds leave it uncertain)
+CPU, GPU = (2, [64, 40], 24, 1.4), (8, [1500, 900, 96], 512, 1.1)
+
+
+def bf16_errors(name, topk, device, fp8_indexer) -> tuple[float, float]:
+    """Of logits in bf16, against eager attention in float32 with the same weights: our largest error over eager's, and
+    the root of our mean square over eager's. Over all seeds together: where keys are chosen, whose scores are how close
+    to each other decides about the largest error of one batch, and its ratio is anything from 0.7 to 1.8."""
+    seeds, lengths, *_ = CPU if device == "cpu" else GPU
+    largest, squares = torch.zeros(2), torch.zeros(2)
+    sizes = {"first_k_dense_replace": 9, "initializer_range": 0.02, "num_attention_heads": 16}
+    for seed in range(seeds):
+        torch.manual_seed(seed)
+        model = MODELS[name](**sizes, num_key_value_heads=16, index_topk=topk).to(device)
+        model = cast(model, torch.bfloat16)
+        batch = {key: t.to(device) for key, t in prompts(lengths).items()}
+        real = batch["attention_mask"].bool()
+        run = lambda model: model(**batch, use_cache=False).logits[real].float()  # noqa: B023, E731
+        want, eager = run(cast(copy.deepcopy(model), torch.float32)), run(model)
+        enable(model, fp8_indexer=fp8_indexer)
+        errors = torch.stack([run(model) - want, eager - want]).flatten(1).cpu()
+        largest = largest.maximum(errors.abs().amax(1))
+        squares += errors.square().mean(1)
+    return float(largest[0] / largest[1]), float((squares[0] / squares[1]).sqrt())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_bf16_is_as_near_as_eager(name, device):
+    """Where a third of the keys is chosen, without FP8: no more keys are others than float32's than with eager."""
+    _, _, topk, bound = CPU if device == "cpu" else GPU
+    largest, square = bf16_errors(name, topk, device, fp8_indexer=False)
+    assert largest <= 1.5 and square <= bound
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize(
-    "topk, fp8_indexer, allowed",
-    [
-        (2048, True, 1.5),  # of contexts of at most 2048 tokens, all are chosen
-        # Which are chosen differs with rounding. 1.67 (v32) and 1.57 (glm) without FP8 on an H200: not within the 1.5
-        # that is asked for, which the test then reports as an expected failure.
-        (512, False, 4.0),
-        (512, True, 4.0),
-    ],
-)
-def test_bf16_is_as_near_as_eager(name, topk, fp8_indexer, allowed):
-    """To eager attention in float32, with the same weights."""
-    sizes = {"first_k_dense_replace": 9, "initializer_range": 0.02, "num_attention_heads": 16}
-    model = MODELS[name](**sizes, num_key_value_heads=16, index_topk=topk).cuda().bfloat16()
-    batch = {key: t.cuda() for key, t in prompts([1500, 900, 96]).items()}
-    real = batch["attention_mask"].bool()
-    want = copy.deepcopy(model).float()(**batch, use_cache=False).logits[real]
-    eager = (model(**batch, use_cache=False).logits[real] - want).abs().max()
-    enable(model, fp8_indexer=fp8_indexer)
-    ours = (model(**batch, use_cache=False).logits[real] - want).abs().max()
-    assert ours <= allowed * eager, f"{float(ours)} against {float(eager)}"
-    if ours > 1.5 * eager:
-        pytest.xfail(f"{float(ours / eager):.2f} times eager's error, 1.5 are asked for")
+def test_bf16_with_all_keys_is_as_near_as_eager(name):
+    largest, square = bf16_errors(name, 2048, "cuda", fp8_indexer=True)
+    assert largest <= 1.5 and square <= GPU[3]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", NAMES)
+def test_bf16_with_fp8_indexer(name):
+    """FP8's rounding of queries and keys chooses other keys than bf16's, more of them: twice the error."""
+    largest, square = bf16_errors(name, 512, "cuda", fp8_indexer=True)
+    assert largest <= 4 and square <= 4
+    if largest > 1.5:
+        pytest.xfail(f"{largest:.2f} times eager's largest error, 1.5 are asked for; mean square {square:.2f}")
+
+
+def test_the_indexers_weights_are_rounded_once(monkeypatch):
+    """By their projection, as transformers': the factor is float32's."""
+    model = cast(deepseek_v32(num_hidden_layers=1, first_k_dense_replace=9), torch.bfloat16)
+    seen, projected, indexer_topk = [], [], dsa_ext.reference.indexer_topk
+    spy = lambda q, k, scale, weights, *rest: (seen.append(weights), indexer_topk(q, k, scale, weights, *rest))[1]  # noqa: E731
+    monkeypatch.setattr(dsa_ext.reference, "indexer_topk", spy)
+    projection = model.model.layers[0].self_attn.indexer.weights_proj
+    projection.register_forward_hook(lambda _, inputs, out: projected.append(out))
+    enable(model, fp8_indexer=False)
+    model(**prompts([30]), use_cache=False)
+    assert projected[0].dtype == torch.bfloat16
+    assert torch.equal(seen[0], projected[0].float() * (16 * 128) ** -0.5)
+
+
+# --- on a GPU
 
 
 @pytest.mark.gpu
@@ -230,7 +271,7 @@ def test_bf16_is_as_near_as_eager(name, topk, fp8_indexer, allowed):
 @pytest.mark.parametrize("fp8_cache", [False, True])
 def test_generate_on_a_gpu(name, fp8_cache):
     """Decoding finds what a forward over everything finds."""
-    model = MODELS[name](first_k_dense_replace=9, initializer_range=0.02, index_topk=2048).cuda().bfloat16()
+    model = cast(MODELS[name](first_k_dense_replace=9, initializer_range=0.02, index_topk=2048).cuda(), torch.bfloat16)
     batch = {key: t.cuda() for key, t in prompts([200, 130]).items()}
     enable(model, fp8_cache=fp8_cache)
     options = {"max_new_tokens": 8, "do_sample": False, "output_logits": True, "return_dict_in_generate": True}

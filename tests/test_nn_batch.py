@@ -4,6 +4,7 @@ import pytest
 import torch
 from test_nn_layer import CONFIGS, F64, Paged, make_layer
 
+import dsa_ext
 import dsa_ext.nn as dsa
 
 NAMES = list(CONFIGS)
@@ -80,3 +81,27 @@ def test_positions_that_are_given(name):
 def test_batches_that_do_not_fit(starts, lengths, message):
     with pytest.raises(ValueError, match=f"^PrefillBatch: {message}"):
         batch_step(Paged(CONFIGS["v32"], requests=2), starts, lengths)
+
+
+def test_layers_of_a_step_share_the_indexers_plan(monkeypatch):
+    paged, layers = Paged(CONFIGS["v32"], requests=2, quantised=True), [make_layer(CONFIGS["v32"]) for _ in range(2)]
+    x = torch.randn(2, 48, dtype=torch.bfloat16)
+    made, used, make, choose = [], [], dsa_ext.plan_paged_indexer_logits, dsa_ext.paged_indexer_topk
+
+    def plan(lengths, **sizes):
+        made.append((lengths, sizes))
+        return make(lengths, **sizes)
+
+    def topk(*args, **options):
+        used.append((args[3], options["plan"]))
+        return choose(*args, **options)
+
+    monkeypatch.setattr(dsa_ext, "plan_paged_indexer_logits", plan)
+    monkeypatch.setattr(dsa_ext, "paged_indexer_topk", topk)
+    sizes = {"page_size": paged.page_size, "next_n": 1}
+    lengths = torch.tensor([1, 1], dtype=torch.int32)
+    step = dsa.Decode(paged.block_table, lengths, max_context_len=40, rope=paged.rope, **sizes)
+    for layer in layers:
+        layer.to(torch.bfloat16)(x, step, paged.cache)
+    assert len(made) == 1 and made[0][1] == sizes
+    assert len(used) == 2 and all(given is made[0][0] and p is step.index_plan for given, p in used)

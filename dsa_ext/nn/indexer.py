@@ -7,7 +7,7 @@ import dsa_ext
 
 from .cache import LayerCache
 from .config import DSAConfig
-from .linear import LayerNorm, Linear
+from .linear import LayerNorm, Linear, wide_dtype
 from .rope import rotate
 from .step import Decode, Prefill
 
@@ -59,7 +59,7 @@ class LightningIndexer(nn.Module):
             interleaved = config.index_rope == "interleaved"
             q = rotate(q, step.cos[:, None], step.sin[:, None], interleaved=interleaved)
             cache.store_index_keys(rotate(k, step.cos, step.sin, interleaved=interleaved), step.slots)
-            weights = (weights * (heads * d) ** -0.5).float()
+            weights = (weights.to(wide_dtype(weights)) * (heads * d) ** -0.5).float()  # rounded once, as transformers
         return (self._of_chunk if isinstance(step, Prefill) else self._of_batch)(q, weights, step, cache)
 
     def _of_chunk(self, q: Tensor, weights: Tensor, step: Prefill, cache: LayerCache) -> Tensor:
@@ -76,8 +76,8 @@ class LightningIndexer(nn.Module):
         q, weights = (t.unflatten(0, (step.batch, step.next_n)) for t in (q, weights))
         topk = self.config.index_topk
         if cache.index.dtype == torch.uint8:
-            sizes = {"max_context_len": step.max_context_len}
-            return dsa_ext.paged_indexer_topk(q, cache.index, weights, step.lengths, step.block_table, topk, **sizes)
+            options = {"max_context_len": step.max_context_len, "plan": step.index_plan}
+            return dsa_ext.paged_indexer_topk(q, cache.index, weights, step.lengths, step.block_table, topk, **options)
         k_start = torch.zeros_like(step.lengths)
         requests = zip(q, weights, step.context_slots, k_start, step.lengths, strict=True)
         return torch.stack([self._of_request(*request, cache) for request in requests])

@@ -155,6 +155,11 @@ class Decode:
         pages = self.block_table[:, positions // self.page_size].clamp(min=0)
         return _slots(pages, positions, self.page_size).long()
 
+    @cached_property
+    def index_plan(self) -> Tensor:
+        """For paged_indexer_topk, made once for all layers."""
+        return dsa_ext.plan_paged_indexer_logits(self.lengths, page_size=self.page_size, next_n=self.next_n)
+
     def plan(self, heads: int, topk: int) -> tuple[Tensor, Tensor]:
         """(topk_length [b, next_n], plan) for sparse_mla_decode, made once for all layers."""
         if (heads, topk) not in self._plans:
