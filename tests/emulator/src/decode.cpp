@@ -103,6 +103,7 @@ void decode(Instruction& i, Mnemonic mnemonic) {
       decode_tmem,       decode_matrix_move, decode_tcgen05, decode_hint,
   };
   i.without_it = without(mnemonic);
+  i.is_move = mnemonic.root() == "mov";
   for (auto const family : kFamilies) {
     Mnemonic m = mnemonic;
     i.execute = family(i, m);

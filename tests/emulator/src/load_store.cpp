@@ -9,65 +9,80 @@ namespace {
 
 constexpr u32 kSigned = 1, kStrong = 2;
 
-// i.bytes an element, i.count elements
+Operand const& element(Instruction const& i, size_t operand, u32 n) {
+  Operand const& o = i.operands[operand];
+  return o.kind == Operand::kVector ? o.parts[n] : o;
+}
+
+// Element n of what the lanes load.
+template <class T>
+void fill(Warp& w, Instruction const& i, u32 mask, u32 n, u8 const* const* from) {
+  Operand const& to = element(i, 0, n);
+  if (to.kind == Operand::kNone) return;
+  u8* const lanes = w.registers + to.offset;
+  u32 const width = to.width;
+  for_lanes(mask, [&](int l) {
+    T const value = load<T>(from[l] + n * sizeof(T));
+    u8* const lane = lanes + l * width;
+    if (width == sizeof(T)) {
+      std::memcpy(lane, &value, sizeof(T));
+    } else if (width > 8) {
+      std::memset(lane, 0, width);
+      std::memcpy(lane, &value, sizeof(T));
+    } else {
+      i64 wide = i64(u64(value));
+      constexpr u32 kUnused = sizeof(T) < 8 ? 64 - 8 * sizeof(T) : 0;
+      if (i.option & kSigned) wide = i64(u64(wide) << kUnused) >> kUnused;
+      std::memcpy(lane, &wide, width);
+    }
+  });
+}
+
+// i.count elements
+template <class T>
 void load_memory(Warp& w, Instruction const& i, u32 mask) {
   u64 addresses[kLanes];
   addresses_of(w, i.operands[1], addresses);
   Races* const r = races(w);
   Access const kind = i.option & kStrong ? Access::kStrongRead : Access::kRead;
-  u32 const bytes = i.bytes;
+  u32 const bytes = i.count * u32(sizeof(T));
+  u8 const* from[kLanes];
   for_lanes(mask, [&](int l) {
-    u8 const* const from = memory(w, l, addresses[l], i.count * bytes, i);
-    if (r && is_shared(i, addresses[l])) r->access(w, 1u << l, u32(addresses[l]), i.count * bytes, kind);
-    for (u32 n = 0; n < i.count; ++n) {
-      Operand const& to = i.operands[0].kind == Operand::kVector ? i.operands[0].parts[n] : i.operands[0];
-      if (to.kind == Operand::kNone) continue;
-      u8* const lane = w.registers + to.offset + l * to.width;
-      if (to.width > 8) {
-        std::memset(lane, 0, to.width);
-        std::memcpy(lane, from + n * bytes, bytes);
-        continue;
-      }
-      i64 value = 0;
-      std::memcpy(&value, from + n * bytes, bytes);
-      u32 const unused = 64 - 8 * bytes;
-      if (i.option & kSigned) value = i64(u64(value) << unused) >> unused;
-      std::memcpy(lane, &value, to.width);
-    }
+    from[l] = memory(w, l, addresses[l], bytes, i);
+    if (r && is_shared(i, addresses[l])) r->access(w, 1u << l, u32(addresses[l]), bytes, kind);
   });
+  for (u32 n = 0; n < i.count; ++n) fill<T>(w, i, mask, n, from);
 }
 
+template <class T>
 void store_memory(Warp& w, Instruction const& i, u32 mask) {
+  constexpr u32 kBytes = sizeof(T);
   u64 addresses[kLanes];
   addresses_of(w, i.operands[0], addresses);
   Races* const r = races(w);
-  u32 const bytes = i.bytes;
   for (u32 n = 0; n < i.count; ++n) {
-    Operand const& from = i.operands[1].kind == Operand::kVector ? i.operands[1].parts[n] : i.operands[1];
-    Lanes<u64> scratch;
-    u8 const* values;
-    u32 stride;
-    if (bytes > 8) {
-      if (from.kind != Operand::kRegister) fault("a 16-byte immediate");
-      values = w.registers + from.offset;
-      stride = from.width;
-    } else {
-      values = reinterpret_cast<u8 const*>(read<u64>(w, from, scratch));
-      stride = 8;
-    }
+    Operand const& from = element(i, 1, n);
+    if (kBytes > 8 && from.kind != Operand::kRegister) fault("a 16-byte immediate");
+    Lanes<T> scratch;
+    T const* const values = read<T>(w, from, scratch);
     for_lanes(mask, [&](int l) {
-      u64 const address = addresses[l] + n * bytes;
-      u8* const place = memory(w, l, address, bytes, i);
-      u8 const* const value = values + l * stride;
-      if (r && is_shared(i, address)) {
-        bool const same = std::memcmp(place, value, bytes) == 0;
+      u64 const address = addresses[l] + n * kBytes;
+      u8* const place = memory(w, l, address, kBytes, i);
+      bool const shared = is_shared(i, address);
+      if (r && shared) {
+        bool const same = std::memcmp(place, values + l, kBytes) == 0;
         Access const kind = i.option & kStrong ? Access::kAtomic : same ? Access::kRewrite : Access::kWrite;
-        r->access(w, 1u << l, u32(address), bytes, kind);
+        r->access(w, 1u << l, u32(address), kBytes, kind);
       }
-      std::memcpy(place, value, bytes);
-      if (settings.proxy_fences && is_shared(i, address)) note_write(w, l, u32(address), bytes);
+      std::memcpy(place, values + l, kBytes);
+      if (settings.proxy_fences && shared) note_write(w, l, u32(address), kBytes);
     });
   }
+}
+
+template <class T>
+Execute load_or_store(bool loads) {
+  return loads ? load_memory<T> : store_memory<T>;
 }
 
 enum Cvta : u32 { kUnchanged, kSharedToGeneric, kGenericToShared };
@@ -114,8 +129,15 @@ Execute decode_load_store(Instruction& i, Mnemonic& m) {
   m.ignore({"ca", "cg", "cs", "lu", "cv", "wb", "wt", "L2::64B", "L2::128B", "L2::256B"});
   m.ignore({"L1::no_allocate", "L1::evict_first", "L1::evict_last", "L1::evict_normal", "L1::evict_unchanged"});
   m.ignore({"L2::evict_first", "L2::evict_last", "L2::evict_normal"});
-  if (i.bytes == 0) return nullptr;
-  return m.root() == "ld" ? load_memory : store_memory;
+  bool const loads = m.root() == "ld";
+  switch (i.bytes) {
+    case 1: return load_or_store<u8>(loads);
+    case 2: return load_or_store<u16>(loads);
+    case 4: return load_or_store<u32>(loads);
+    case 8: return load_or_store<u64>(loads);
+    case 16: return load_or_store<u128>(loads);
+    default: return nullptr;
+  }
 }
 
 }  // namespace emu

@@ -1,6 +1,7 @@
 // The state of a launch: clusters of CTAs of warps, their barriers and what is still under way.
 #pragma once
 
+#include <algorithm>
 #include <deque>
 #include <functional>
 #include <memory>
@@ -60,10 +61,40 @@ struct WgmmaTask {
 struct Cta;
 struct Cluster;
 
+// Shared memory, poisoned when a CTA starts: of one CTA after another, those blocks alone that the last one has used.
+class SharedMemory {
+ public:
+  void poison(size_t bytes) {
+    constexpr u8 kNanByte = 0xff;
+    if (bytes != memory_.size()) {
+      memory_.assign(bytes, kNanByte);
+      used_.assign(bytes / kBlock + 1, 0);
+      return;
+    }
+    for (size_t n = 0; n < used_.size(); ++n) {
+      if (!used_[n]) continue;
+      std::memset(memory_.data() + n * kBlock, kNanByte, std::min(kBlock, bytes - n * kBlock));
+      used_[n] = 0;
+    }
+  }
+  size_t size() const { return memory_.size(); }
+  // bytes > 0, and all within
+  u8* use(u32 offset, u32 bytes) {
+    for (size_t n = offset / kBlock, last = (offset + bytes - 1) / kBlock; n <= last; ++n) used_[n] = 1;
+    return memory_.data() + offset;
+  }
+
+ private:
+  static constexpr size_t kBlock = 4096;
+  std::vector<u8> memory_, used_;
+};
+
 struct Warp {
   Cta* cta = nullptr;
   int id = 0;
   u8* registers = nullptr;
+  std::vector<u8> reached;         // of each instruction, whether it has run
+  std::vector<i32> reached_first;  // those that have, in the order in which they were reached
   u32 alive = 0;
   std::vector<Group> groups;
   int current = 0;  // the group that is running
@@ -112,7 +143,7 @@ struct Cta {
   Cluster* cluster;
   u32 rank;  // in the cluster
   u32 id[3], in_cluster[3];
-  std::vector<u8> shared;  // the first KiB is the system's, as on the device
+  SharedMemory shared;  // the first KiB is the system's, as on the device
   u32 dynamic_offset;
   std::vector<Warp> warps;
   std::vector<u8> registers, local;

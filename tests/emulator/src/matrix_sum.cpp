@@ -145,7 +145,7 @@ void multiply(Summation const& sums, u16 const* a, RightTerms const& b, float* d
 }
 
 void multiply(u16 const* a, u16 const* b, float* d, int m, int n, bool accumulate) {
-  thread_local RightTerms right;
+  static RightTerms right;
   std::copy_n(b, n * kStepK, right.elements);
   right.take_apart(kBf16Sums, n);
   multiply(kBf16Sums, a, right, d, m, n, accumulate);

@@ -24,8 +24,7 @@ void Allocations::remove(void* memory) {
   begin_ = end_ = 0;
 }
 
-bool Allocations::contains(u64 address, u64 bytes) {
-  if (address >= begin_ && address + bytes <= end_) return true;
+bool Allocations::another_contains(u64 address, u64 bytes) {
   auto found = ranges_.upper_bound(address);
   if (found == ranges_.begin()) return false;
   --found;
@@ -35,20 +34,15 @@ bool Allocations::contains(u64 address, u64 bytes) {
   return true;
 }
 
-u8* global_memory(u64 address, u64 bytes, char const* what) {
+void require_global_memory(u64 address, u64 bytes, char const* what) {
   constexpr u64 kNullPage = 4096;
   bool const allowed = settings.bounds ? allocations().contains(address, bytes) : address >= kNullPage;
   if (!allowed) fault("global address %#lx, %lu bytes, is outside every allocation: %s", address, bytes, what);
-  return reinterpret_cast<u8*>(address);
 }
 
-u8* shared_memory(Cta& cta, u32 address, u32 bytes) {
-  u32 const rank = address >> 24, offset = address & kOffsetMask;
-  auto& ctas = cta.cluster->ctas;
-  if (rank >= ctas.size() || offset < kSharedReserved || offset + bytes > ctas[rank].shared.size())
-    fault("shared address %#x, %u bytes, is outside the CTA's %zu bytes", address, bytes,
-          cta.shared.size() - cta.dynamic_offset);
-  return ctas[rank].shared.data() + offset;
+void fault_outside_shared(Cta const& cta, u32 address, u32 bytes) {
+  fault("shared address %#x, %u bytes, is outside the CTA's %zu bytes", address, bytes,
+        cta.shared.size() - cta.dynamic_offset);
 }
 
 u8* memory(Warp& w, int lane, u64 address, u32 bytes, Instruction const& i) {

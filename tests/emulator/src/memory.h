@@ -19,9 +19,13 @@ class Allocations {
  public:
   void add(void* memory, size_t bytes);
   void remove(void* memory);
-  bool contains(u64 address, u64 bytes);
+  bool contains(u64 address, u64 bytes) {
+    return (address >= begin_ && address + bytes <= end_) || another_contains(address, bytes);
+  }
 
  private:
+  bool another_contains(u64 address, u64 bytes);
+
   struct Range {
     u64 end;
     u32 count;
@@ -31,10 +35,22 @@ class Allocations {
 };
 Allocations& allocations();
 
+void require_global_memory(u64 address, u64 bytes, char const* what);  // faults if it is none
+[[noreturn]] void fault_outside_shared(Cta const& cta, u32 address, u32 bytes);
+
 // Host memory of `bytes` bytes of global memory; `what` is for the report.
-u8* global_memory(u64 address, u64 bytes, char const* what);
+inline u8* global_memory(u64 address, u64 bytes, char const* what) {
+  if (!settings.bounds || !allocations().contains(address, bytes)) require_global_memory(address, bytes, what);
+  return reinterpret_cast<u8*>(address);
+}
 // Of shared memory, this CTA's or, by the address's rank, another's in the cluster.
-u8* shared_memory(Cta& cta, u32 address, u32 bytes);
+inline u8* shared_memory(Cta& cta, u32 address, u32 bytes) {
+  u32 const rank = address >> 24, offset = address & kOffsetMask;
+  auto& ctas = cta.cluster->ctas;
+  if (rank >= ctas.size() || offset < kSharedReserved || offset + bytes > ctas[rank].shared.size())
+    fault_outside_shared(cta, address, bytes);
+  return ctas[rank].shared.use(offset, bytes);
+}
 // Of any state space, as thread `lane` sees it.
 u8* memory(Warp& warp, int lane, u64 address, u32 bytes, Instruction const& instruction);
 

@@ -45,6 +45,7 @@ struct Instruction {
   u16 bytes = 0;  // of an element
   u16 count = 1;  // elements; columns of a matrix product
   u32 option = 0;
+  bool is_move = false;
   bool has_result = false;       // atom but not red, shfl with a predicate, ...
   Execute without_it = nullptr;  // of a synchronisation instruction: what runs where mutate.py removes it
   u32 line = 0;                  // of the module's text

@@ -13,14 +13,30 @@ void Races::begin() {
   visits_.assign(cluster_.ctas.size(), {});
   words_.resize(cluster_.ctas.size());
   more_.resize(cluster_.ctas.size());
+  used_.resize(cluster_.ctas.size());
   for (Cta const& cta : cluster_.ctas) {
     for (Warp const& w : cta.warps) {
       u16 const agent = new_agent(kThreads, cta.rank, u32(w.id));
       warps_.push_back({.agent = agent, .groups = {{.lanes = kAllLanes, .clock = {}}}});
     }
     size_t const words = cta.shared.size() / kWord + 1;
-    words_[cta.rank].assign(words, {});
-    more_[cta.rank].resize(words);
+    clear(cta.rank, words);
+  }
+}
+
+void Races::clear(u32 rank, size_t words) {
+  std::vector<Word>& of_cta = words_[rank];
+  std::vector<u8>& used = used_[rank];
+  if (of_cta.size() != words) {
+    of_cta.assign(words, {});
+    more_[rank].resize(words);
+    used.assign(words / kBlock + 1, 0);
+    return;
+  }
+  for (size_t n = 0; n < used.size(); ++n) {
+    if (!used[n]) continue;
+    std::fill_n(of_cta.begin() + i64(n * kBlock), std::min<size_t>(kBlock, words - n * kBlock), Word{});
+    used[n] = 0;
   }
 }
 

@@ -133,6 +133,7 @@ void Races::access(u32 address, u32 bytes, Stamp stamp, std::vector<Issuer> cons
     u32 const low = std::max(first, at * kWord) % kWord, high = std::min(end - at * kWord, kWord);
     stamp.bytes = u8((1u << high) - (1u << low));
     Word& word = words_[rank][at];
+    used_[rank][at / kBlock] = 1;
     if ((word.write.bytes & stamp.bytes) && conflict(word.write.kind, stamp.kind))
       check(rank << 24 | at * kWord, word.write, stamp, issuers);
     for (u32 n = 0; n < word.readers; ++n) {

@@ -79,7 +79,7 @@ class Races {
   Clock known_to_any_lane(Warp const& w);
 
  private:
-  static constexpr u32 kNamedBarriers = 16, kWord = 4, kNoAgent = 0xffff;
+  static constexpr u32 kNamedBarriers = 16, kWord = 4, kBlock = 256, kNoAgent = 0xffff;
 
   // Who accessed some bytes of a word, and when.
   struct Stamp {
@@ -132,6 +132,7 @@ class Races {
     u32 cta, number;  // of the warp, the warpgroup, or the mbarrier's address
   };
 
+  void clear(u32 rank, size_t words);
   WarpState& state(Warp const& w) { return warps_[w.cta->rank * warps_per_cta_ + u32(w.id)]; }
   Operations& operations(Warp const& w, Kind kind);
   u16 new_agent(Kind kind, u32 cta, u32 number);
@@ -156,6 +157,7 @@ class Races {
   std::vector<WarpState> warps_;
   std::vector<Agent> agents_;
   std::vector<std::vector<Word>> words_;                // a CTA's
+  std::vector<std::vector<u8>> used_;                   // of each kBlock of them, whether some is not as at the start
   std::vector<std::vector<MoreReaders>> more_;          // the second reader and the others
   std::vector<std::unordered_map<u32, Stamp>> visits_;  // to a CTA's memory, by other CTAs' warps: the last ones
   std::vector<Clock> named_;

@@ -61,6 +61,10 @@ bool step(Warp& w) {
   u32 const mask = active_lanes(w, i, g.mask);
   if (i.flow == Instruction::kNext) {
     if (mask != 0) {
+      if (!w.reached[g.pc]) {
+        w.reached[g.pc] = 1;
+        w.reached_first.push_back(g.pc);
+      }
       if (!w.loading.empty()) check_loading(w, i);
       i.execute(w, i, mask);
       if (g.wait != Group::kNone) return false;
@@ -222,17 +226,18 @@ class ClusterRun {
     cta.rank = rank;
     cta.threads = int(threads());
     cta.dynamic_offset = (kSharedReserved + kernel_.static_shared + kAlign - 1) / kAlign * kAlign;
-    cta.shared.assign(cta.dynamic_offset + launch_.dynamic_shared, 0xff);
-    cta.registers.assign(size_t(warp_count()) * kernel_.register_bytes, 0xcd);
+    cta.shared.poison(cta.dynamic_offset + launch_.dynamic_shared);
+    poison_registers(cta);
     cta.local.assign(size_t(warp_count()) * kLanes * kernel_.local, 0xff);
     std::fill_n(cta.named, std::size(cta.named), NamedBarrier{});
     cta.mbarriers.clear();
     cta.tmem.clear();
     cta.tmem_allocated = 0;
-    cta.unfenced.clear();
+    for (UnfencedWrite const& write : cta.writes) cta.unfenced[write.line] = {};
     cta.writes.clear();
     for (u32 n = 0; n < warp_count(); ++n) {
       Warp& w = cta.warps[n] = Warp{};
+      w.reached.resize(kernel_.code.size());
       w.cta = &cta;
       w.id = int(n);
       w.registers = cta.registers.data() + size_t(n) * kernel_.register_bytes;
@@ -240,6 +245,27 @@ class ClusterRun {
       w.alive = lanes == kLanes ? kAllLanes : (1u << lanes) - 1;
       w.groups.push_back({.mask = w.alive});
       if (settings.wgmma_fences) w.unfenced.resize(kernel_.register_bytes / kRegisterUnit + 1);
+    }
+  }
+
+  // Only registers that instructions of the CTA before have named can have another content.
+  void poison_registers(Cta& cta) const {
+    constexpr u8 kPoison = 0xcd;
+    size_t const bytes = kernel_.register_bytes, many = kernel_.code.size() / 8;
+    if (cta.registers.size() != bytes * warp_count()) return cta.registers.assign(bytes * warp_count(), kPoison);
+    auto const poison = [](Warp& w, Operand const& o) {
+      if (o.kind == Operand::kRegister) std::memset(w.registers + o.offset, kPoison, size_t(kLanes) * o.width);
+    };
+    for (Warp& w : cta.warps) {
+      if (w.reached_first.size() > many) {
+        std::memset(w.registers, kPoison, bytes);
+        continue;
+      }
+      for (i32 const pc : w.reached_first)
+        for (Operand const& o : kernel_.code[size_t(pc)].operands) {
+          poison(w, o);
+          for (Operand const& part : o.parts) poison(w, part);
+        }
     }
   }
 

@@ -90,8 +90,7 @@ void check_loading(Warp& w, Instruction const& i) {
   bool reads = false;
   for (size_t n = has_result; n < i.operands.size(); ++n) reads = reads || is_loading(is_loading, i.operands[n]);
   // The compiler may move registers before it waits.
-  bool const copy = i.text.find("mov.") != std::string::npos;
-  if (reads && !copy) fault("a register is read that tcgen05.ld has not loaded yet: no tcgen05.wait::ld since");
+  if (reads && !i.is_move) fault("a register is read that tcgen05.ld has not loaded yet: no tcgen05.wait::ld since");
   if (!has_result) return;
   auto const mark = [&](Operand const& o) {
     if (o.kind == Operand::kRegister) w.loading[o.offset / kRegisterUnit] = reads;

@@ -84,7 +84,7 @@ struct Product {
     Element const element = fp8 ? Element::kE4m3 : Element::kBf16;
     Summation const& sums = fp8 ? kHopperFp8Sums : kBf16Sums;
     auto const& accumulators = instruction->operands[0].parts;
-    thread_local float d[kRows * 256];
+    static float d[kRows * 256];
     for (int r = 0; r < n / 2; ++r) {
       float const* const lanes = register_lanes<float>(*warp, accumulators[r]);
       for (int l = 0; l < kLanes; ++l) d[row_of(l, r) * n + column_of(l, r)] = lanes[l];
@@ -182,8 +182,8 @@ void note_register_writes(Warp& w, Instruction const& i) {
     if (o.kind == Operand::kRegister) w.unfenced[o.offset / kRegisterUnit] = written;
   };
   // A copy is as fenced as its source: the compiler may move registers between the fence and the product.
-  bool const copy = i.text.find("mov.") != std::string::npos && i.operands.size() == 2 &&
-                    i.operands[1].kind == Operand::kRegister && i.operands[0].kind == Operand::kRegister;
+  bool const copy = i.is_move && i.operands.size() == 2 && i.operands[1].kind == Operand::kRegister &&
+                    i.operands[0].kind == Operand::kRegister;
   if (copy) return mark(i.operands[0], w.unfenced[i.operands[1].offset / kRegisterUnit] != 0);
   mark(i.operands[0], true);
   if (i.operands[0].kind == Operand::kVector)
