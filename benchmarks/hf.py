@@ -19,9 +19,9 @@ CONTEXTS = (1024, 4096, 16384, 32768, 65536)
 CHUNK = 2048  # tokens of a prompt that go through the model at once, with any attention
 DECODED = 12  # tokens, of which the first four warm up
 # Bounds of 1 - cosine of the next token's logits. Where all keys are chosen, far above rounding. Beyond, FP8 in the
-# indexer chooses other keys: 0.1 at most in small bf16 models (one key in 16 chosen), where DeepSeek's indexer with the
-# other RoPE gives 0.26 to 0.35.
-COSINE_ALL, COSINE_CHOSEN = 2e-2, 0.15
+# indexer chooses other keys: in small bf16 models (one key in 16 chosen) 0.04 to 0.10 (v32) and 0.008 to 0.013 (glm5),
+# where an indexer with the other RoPE gives 0.26 to 0.35 and 0.10 to 0.19.
+COSINE_ALL, COSINE_CHOSEN = 2e-2, {"v32": 0.15, "glm5": 0.05}
 WAYS = ("ours", "sdpa", "eager")
 SHARED = {"vocab_size": 1024, "num_hidden_layers": 2, "first_k_dense_replace": 2, "max_position_embeddings": 163840}
 YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 40.0, "original_max_position_embeddings": 4096}
@@ -219,7 +219,7 @@ class Hf(Benchmark):
                 row[f"{way}_error"] = "out of memory"
                 self._too_long.add((case.kind, way))
             torch.cuda.empty_cache()
-        bound = COSINE_ALL if case.context <= case.topk else COSINE_CHOSEN
+        bound = COSINE_ALL if case.context <= case.topk else COSINE_CHOSEN[case.kind]
         for way in found:
             check_logits(found["ours"], found[way], way, bound)
         row |= {key: row["ours"][key] for key in ("ms", "quartiles_ms")}

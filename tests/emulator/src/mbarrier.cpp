@@ -68,7 +68,10 @@ void update(Warp& w, Instruction const& i, u32 mask) {
   addresses_of(w, i.operands[place], addresses);
   Lanes<u32> scratch;
   u32 const* const number = i.operands.size() > place + 1 ? read<u32>(w, i.operands[place + 1], scratch) : nullptr;
-  if (Races* const r = races(w); r && (i.option == kArrive || i.option == kArriveExpect)) r->arrive(w, mask, addresses);
+  if (Races* const r = races(w)) {
+    r->use_mbarriers(w, mask, addresses);  // before what the arrival tells others
+    if (i.option == kArrive || i.option == kArriveExpect) r->arrive(w, mask, addresses);
+  }
   for_lanes(mask, [&](int l) {
     u32 const address = u32(addresses[l]), n = number ? number[l] : 1;
     switch (i.option) {
@@ -78,7 +81,6 @@ void update(Warp& w, Instruction const& i, u32 mask) {
       case kComplete: return mbarrier_update(*w.cta, address, 0, -i64(n));
     }
   });
-  if (Races* const r = races(w)) r->use_mbarriers(w, mask, addresses);
 }
 
 // p, [address], parity[, time]. Blocks until some lane's phase has passed, as try_wait may.

@@ -139,7 +139,7 @@ class Races {
   Mbarrier& mbarrier_at(u32 address);
   Issuer issuer(Warp& w, int lane);
   void learn_products(Warp& w);
-  void use_mbarrier(Warp& w, int lane, u32 address);
+  Stamp use_mbarrier(Warp& w, int lane, u32 address);
   static void add_done(Operations const& o, u32 lanes, bool all, Clock& into);
 
   bool allowed(Stamp const& before, Stamp const& now) const;
