@@ -151,7 +151,7 @@ class Peers:
         index_plan, plan = self.logits.plan(step.lengths, page_size), []
         rows = torch.arange(step.batch + 1, dtype=torch.int32, device=slots.device)
 
-        def logits(q, k_cache, weights, lengths, block_table, topk, max_context_len) -> Tensor:
+        def logits(q, k_cache, weights, lengths, block_table, topk, max_context_len, **of_ours) -> Tensor:
             weights = weights.flatten(0, 1)
             arguments = (q, k_cache, weights, lengths, block_table, max_context_len, index_plan)
             return self.logits.paged_logits(*arguments)()

@@ -143,6 +143,31 @@ def layer_table(result: dict[str, Any] | None, current: dict[str, str]) -> str:
     return "\n".join([*parts, _caption(result, matmul=None)])
 
 
+def hf_table(result: dict[str, Any] | None, current: dict[str, str]) -> str:
+    """Markdown. A line for each (model, length), whose cells hold a value for each kind of attention."""
+    if not _measured(result, "sparse_mla_decode"):
+        return NOT_MEASURED.format("hf")
+
+    def each(key: str, unit: float, digits: int) -> Text:
+        return lambda row: " / ".join(
+            f"{row[way][key] / unit:.{digits}f}" if way in row else "–" for way in ("ours", "sdpa", "eager")
+        )
+
+    columns: dict[str, Text] = {
+        "ms a token": each("ms", 1, 1),
+        "ms, prompt": each("prefill_ms", 1, 0),
+        "GiB, cache": each("cache_bytes", 2**30, 2),
+        "GiB, all": each("peak_bytes", 2**30, 1),
+    }
+    rows = [row | {"model": row["kind"], "tokens": _kilo(row["context"])} for row in result["rows"]]
+    lines = _lines(rows, ("model", "tokens"), None, columns)
+    return "\n".join([HF_HEADING, *_stale_mark(result, current), *lines, "", _caption(result, matmul=None)])
+
+
+HF_HEADING = (
+    "Hugging Face's models, two layers of them, one sequence: ours (`integrations.transformers.enable`) / sdpa / eager;\n"
+    "“–”: out of memory. A token of ours is the time of Python's launches ([plot](benchmarks/results/hf.png)):\n"
+)
 LAYER_HEADING = (
     "An attention layer of DeepSeek-V3.2, `dsa_ext.nn.SparseMLAttention`, whole\n"
     "([plot](benchmarks/results/layer.png)): prefill, then decoding:\n"
@@ -164,6 +189,7 @@ PEER_NOTES = {
     "DeepGEMM": "without the kernel that writes −inf outside of the ranges, which ours writes",
     "the peers' kernels": "one after the other; the positions of the second are taken for slots",
     "the peers' kernels in our layer": "all but their kernels is ours",
+    "transformers": "its own attention, in the same models",
     "SGLang": "its fast_topk takes float32 and k 2048 only, and its order is arbitrary",
 }
 TABLES = {
@@ -173,6 +199,7 @@ TABLES = {
     "topk": topk_table,
     "step": step_table,
     "layer": layer_table,
+    "hf": hf_table,
 }
 
 
