@@ -72,10 +72,15 @@ def _prefill_call(case: SparseMlaFwdCase) -> Call:
 def _decode() -> Iterator[MutationCase]:
     for format, cpp in (("v32", "KvV32"), ("v4", "KvV4"), ("bf16", "KvBf16")):
         for h_q in (64, 16, 8):
-            name = f"decode_heads64<{cpp}>" if h_q == 64 else f"decode_few_heads<{cpp},{h_q}>"
+            name = f"decode_heads64<{cpp},false>" if h_q == 64 else f"decode_few_heads<{cpp},{h_q}>"
             for more in ({"topk": 270, "batch": 3, **EXTRA}, {"topk": 65, "batch": 7}):
                 case = DecodeCase(h_q=h_q, format=format, slots=600, page_size=53, **more, **HOSTILE)
                 yield MutationCase("sparse_mla_decode", name, partial(_decode_call, case))
+        # All multiprocessors for one query: a cluster of two, and of four.
+        for multiprocessors in (2, 4):
+            case = DecodeCase(h_q=64, format=format, slots=600, topk=540, batch=1, **HOSTILE)
+            call = partial(_decode_call, case)
+            yield MutationCase("sparse_mla_decode", f"decode_heads64<{cpp},true>", call, multiprocessors)
 
 
 def _decode_on_blackwell() -> Iterator[MutationCase]:

@@ -38,34 +38,34 @@ SURVIVORS = (
         "The product overwrites accumulators that were not written since the last fence. That a fence also orders what "
         "has been read from registers is not modelled.",
         instruction=r"wgmma\.fence",
-        source=r"indexer_logits/sm90/consumer\.cuh:151 |heads64/consumer\.cuh:99 |few_heads/consumer\.cuh:117 ",
+        source=r"indexer_logits/sm90/consumer\.cuh:162 |heads64/consumer\.cuh:100 |few_heads/consumer\.cuh:119 ",
     ),
     Survivor(
         "The copies of a stage are generic writes of other threads, and who reads it fences. Whether it does is "
         "checked for ordinary stores alone, not for cp.async.",
         instruction=r"fence\.proxy\.async",
-        source=r"heads64/consumer\.cuh:91 |heads64/odd_consumer\.cuh:39 |few_heads/consumer\.cuh:101 ",
+        source=r"heads64/consumer\.cuh:92 |heads64/odd_consumer\.cuh:40 |few_heads/consumer\.cuh:103 ",
     ),
     Survivor(
         "Nothing reads or waits between this group and the next, which takes its products along.",
         instruction=r"wgmma\.commit_group",
-        source=r"heads64/consumer\.cuh:103 |few_heads/consumer\.cuh:124 ",
+        source=r"heads64/consumer\.cuh:104 |few_heads/consumer\.cuh:126 ",
     ),
     Survivor(
         "Only products have read the buffer, and the wait for them is one of the whole warp.",
         instruction=r"bar\.warp\.sync",
-        source=r"heads64/consumer\.cuh:131 |few_heads/consumer\.cuh:104 ",
+        source=r"heads64/consumer\.cuh:132 |few_heads/consumer\.cuh:106 ",
     ),
     Survivor(
         "All four warps' scores are complete here when one warp has waited for its own.",
         instruction=r"bar\.sync",
-        source=r"heads64/even_consumer\.cuh:70 ",
+        source=r"heads64/even_consumer\.cuh:71 ",
     ),
     Survivor(
         "The last products are of nothing, and nobody reads them; that none may be under way at the end is not "
         "modelled.",
         instruction=r"wgmma\.wait_group",
-        source=r"heads64/even_consumer\.cuh:57 ",
+        source=r"heads64/even_consumer\.cuh:58 ",
     ),
     Survivor(
         "It comes before a second use of the sums; this is the first.",
