@@ -20,7 +20,7 @@ ALLOWED = (
             copy,
             f"csrc/indexer_logits/sm90/consumer.cuh:163 < csrc/indexer_logits/sm90/consumer.cuh:{product} <",
             "Where a consumer has no step, or none any more, a product is made of whatever is in the first stage and "
-            "the first slab, and nobody looks at it: a branch around it would make the compiler serialise all products. "
+            "the first slab, and nobody looks at it: a branch around it would make the compiler serialise all. "
             "That real steps wait for their operands is left to the late schedules, whose products then read NaN.",
         )
         for copy in ("csrc/indexer_logits/sm90/loaders.cuh:123 <", "csrc/indexer_logits/sm90/producer.cuh:103 <")
