@@ -166,8 +166,8 @@ def hf_table(result: dict[str, Any] | None, current: dict[str, str]) -> str:
 
 HF_HEADING = (
     "Hugging Face's models, two layers of them, one sequence ([plot](benchmarks/results/hf.png)): ours, by\n"
-    "`integrations.transformers.enable`, / sdpa / eager. “–”: out of memory. A token of ours takes as long as Python's\n"
-    "launches do.\n"
+    "`integrations.transformers.enable`, / sdpa / eager. “–”: out of memory. A token of ours takes as long as\n"
+    "Python's launches do.\n"
 )
 LAYER_HEADING = (
     "An attention layer of DeepSeek-V3.2, `dsa_ext.nn.SparseMLAttention`, whole\n"
