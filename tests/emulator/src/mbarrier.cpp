@@ -69,7 +69,7 @@ void update(Warp& w, Instruction const& i, u32 mask) {
   Lanes<u32> scratch;
   u32 const* const number = i.operands.size() > place + 1 ? read<u32>(w, i.operands[place + 1], scratch) : nullptr;
   if (Races* const r = races(w)) {
-    r->use_mbarriers(w, mask, addresses);  // before what the arrival tells others
+    r->visit_mbarriers(w, mask, addresses);
     if (i.option == kArrive || i.option == kArriveExpect) r->arrive(w, mask, addresses);
   }
   for_lanes(mask, [&](int l) {
@@ -81,6 +81,7 @@ void update(Warp& w, Instruction const& i, u32 mask) {
       case kComplete: return mbarrier_update(*w.cta, address, 0, -i64(n));
     }
   });
+  if (Races* const r = races(w)) r->use_mbarriers(w, mask, addresses);
 }
 
 // p, [address], parity[, time]. Blocks until some lane's phase has passed, as try_wait may.

@@ -162,16 +162,22 @@ void Races::access(Warp& w, u32 lanes, u32 address, u32 bytes, Access kind) {
 
 // Its word was written by the initialisation alone.
 void Races::use_mbarriers(Warp& w, u32 lanes, u64 const* mbarriers) {
-  for_lanes(lanes, [&](int l) { visit(u32(mbarriers[l]) >> 24, use_mbarrier(w, l, u32(mbarriers[l]))); });
+  for_lanes(lanes, [&](int l) { use_mbarrier(w, l, u32(mbarriers[l])); });
 }
 
-Races::Stamp Races::use_mbarrier(Warp& w, int lane, u32 address) {
+void Races::visit_mbarriers(Warp& w, u32 lanes, u64 const* mbarriers) {
+  WarpState const& s = state(w);
+  for_lanes(lanes, [&](int l) {
+    visit(u32(mbarriers[l]) >> 24, {s.time, 1u << l, w.group().pc, s.agent, 0xf, Access::kAtomic});
+  });
+}
+
+void Races::use_mbarrier(Warp& w, int lane, u32 address) {
   WarpState const& s = state(w);
   one_.assign(1, issuer(w, lane));
   Word const& word = words_[address >> 24][(address & kOffsetMask) / kWord];
   Stamp const now{s.time, 1u << lane, w.group().pc, s.agent, 0xf, Access::kAtomic};
   if (word.write.bytes) check(address, word.write, now, one_);
-  return now;
 }
 
 void Races::write_by_copy(Warp& w, int lane, u32 address, u32 bytes) {
@@ -182,7 +188,6 @@ void Races::write_by_copy(Warp& w, int lane, u32 address, u32 bytes) {
 
 void Races::write_by_transaction(Warp& w, int lane, u32 address, u32 bytes, u32 mbarrier) {
   Mbarrier const& m = mbarrier_at(mbarrier);
-  // No visit to its CTA by this thread: it is the bytes that come to the mbarrier, and the CTA waits for them there.
   use_mbarrier(w, lane, mbarrier);
   access(address, bytes, {m.phase, 1, w.group().pc, m.agent, 0, Access::kWrite}, one_);
 }

@@ -55,6 +55,9 @@ class Races {
 
   // --- mbarriers, of which each lane names one
   void use_mbarriers(Warp& w, u32 lanes, u64 const* mbarriers);  // by any operation but their initialisation
+  // By an operation whose CTA must live until then: before what an arrival tells others. (Bytes of asynchronous stores
+  // are waited for at the mbarrier itself.)
+  void visit_mbarriers(Warp& w, u32 lanes, u64 const* mbarriers);
   void arrive(Warp& w, u32 lanes, u64 const* mbarriers);
   void pass(Warp& w, u32 lanes, u64 const* mbarriers);
   void arrive_when_copied(Warp& w, u32 lanes, u64 const* mbarriers);  // cp.async.mbarrier.arrive.noinc
@@ -139,7 +142,7 @@ class Races {
   Mbarrier& mbarrier_at(u32 address);
   Issuer issuer(Warp& w, int lane);
   void learn_products(Warp& w);
-  Stamp use_mbarrier(Warp& w, int lane, u32 address);
+  void use_mbarrier(Warp& w, int lane, u32 address);
   static void add_done(Operations const& o, u32 lanes, bool all, Clock& into);
 
   bool allowed(Stamp const& before, Stamp const& now) const;
