@@ -101,9 +101,7 @@ def test_matches_reference(case, device):
     verify(results, inputs, bf16_weights=case.scales == "range" or None)
 
 
-@pytest.mark.parametrize(
-    "ctas, h_q, format", [(2, 64, "v32"), (2, 128, "v4"), (3, 128, "bf16"), (4, 100, "v32"), (8, 64, "v4")]
-)
+@pytest.mark.parametrize("ctas, h_q, format", [(2, 64, "v32"), (3, 128, "bf16"), (4, 100, "v32"), (8, 64, "v4")])
 def test_few_queries_for_each_multiprocessor(ctas, h_q, format, device, multiprocessors):
     """As many CTAs as there are for each head block of a query may share its keys, where all can work at once."""
     head_blocks, queries = -(-h_q // 64), 1
