@@ -16,8 +16,11 @@ CASES = [
     *(PagedCase(lens="edge", batch=15, page_size=size) for size in (32, 64)),
     *(PagedCase(lens="per_token", next_n=n, heads=h) for n, h in ((1, 64), (3, 32), (5, 64))),
     PagedCase(batch=1, lens="full", max_context_len=6000, table="shuffled", poison=False),
+    # A CTA finds its part by one warp, a lane looking at 2 or 4 requests; by all warps; by the plan.
     PagedCase(batch=40, max_context_len=700, heads=16, d=32),
-    PagedCase(batch=400, max_context_len=300, heads=8, d=32),  # so many follow the plan
+    PagedCase(batch=128, max_context_len=300, heads=8, d=32),
+    PagedCase(batch=129, max_context_len=300, heads=8, d=32),
+    PagedCase(batch=530, max_context_len=200, heads=8, d=32),
     # more tokens than one unit at a time, and than share a key
     PagedCase(heads=64, next_n=9, batch=2),
     PagedCase(heads=64, next_n=31, batch=1, d=32),

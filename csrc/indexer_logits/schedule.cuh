@@ -3,8 +3,8 @@
 // Queries come in blocks that share every key that is read; keys in tiles of 128. A block has the tiles that any of its
 // queries sees. The tiles of all blocks form one line, each block's behind a gap, which stands for the time that a
 // block takes to begin. The line is cut into parts of equal length, one for each CTA; what is behind a cut is that
-// CTA's. Every CTA finds its own cut: each of its warps adds up a share of the blocks, then one warp walks to the
-// place.
+// CTA's. Every CTA finds its own cut: one warp, if there are a few blocks; else each warp adds up a share of them, and
+// one then walks to the place.
 //
 // A plan is the list of all cuts, found beforehand by the same code. Any list that ascends gives right results,
 // whatever the lengths have become since: a part begins at its cut and ends at the next one, and a block's last part
@@ -147,37 +147,87 @@ __device__ __forceinline__ void add_up(Blocks const& blocks, LineSums<kWarps>& s
   if (lane == 0) sums.lengths[warp] = sum;
 }
 
+// A part of a line that is `all` long.
+struct Piece {
+  int64_t first, length;
+};
+__device__ __forceinline__ Piece piece(int64_t all, int part, int parts) {
+  int64_t const each = all / parts, rest = all % parts;
+  return {part * each + min(int64_t(part), rest), each + (part < rest)};
+}
+
+// Where a piece begins, whose first unit is `at` of a block, its gap counted. A cut in a gap is one before the first
+// tile; what is left of the gap is a part of the piece's length.
+__device__ __forceinline__ Part part_from(int block, int64_t at, int64_t length, int blocks) {
+  int64_t const tile = at - kGap;
+  return {{block, tile > 0 ? int(tile) : 0}, {blocks, 0}, tile < 0 ? length + tile : length};
+}
+__device__ __forceinline__ Part no_part(int blocks) { return {{blocks, 0}, {blocks, 0}, 0}; }
+
+__device__ __forceinline__ int64_t scan(int64_t sum, int lane) {
+  for (int d = 1; d < 32; d *= 2) {
+    int64_t const other = __shfl_up_sync(~0u, sum, d);
+    if (lane >= d) sum += other;
+  }
+  return sum;
+}
+
 // Where part `part` of `parts` lies on the line, by one whole warp.
 template <int kWarps, class Blocks>
 __device__ __forceinline__ Part find_part(Blocks const& blocks, LineSums<kWarps> const& sums, int part, int parts) {
   int const lane = threadIdx.x % 32, count = blocks.count();
   int64_t all = 0;
   for (int w = 0; w < kWarps; ++w) all += sums.lengths[w];
-  int64_t const first = part * all / parts, length = (part + 1) * all / parts - first;
-  Part const nothing = {{count, 0}, {count, 0}, 0};
-  if (first >= all) return nothing;
+  auto const [first, length] = piece(all, part, parts);
+  if (first >= all) return no_part(count);
 
   int64_t before = 0;
   int warp = 0;
   while (before + sums.lengths[warp] <= first) before += sums.lengths[warp++];
   for (int64_t at = int64_t(warp) * share<kWarps>(count); at < count; at += 32) {
     int64_t const block = at + lane;
-    int64_t sum = block < count ? blocks.tiles(int(block)).length() : 0;
-    int64_t const mine = sum;
-    for (int d = 1; d < 32; d *= 2) {
-      int64_t const other = __shfl_up_sync(~0u, sum, d);
-      if (lane >= d) sum += other;
-    }
+    int64_t const mine = block < count ? blocks.tiles(int(block)).length() : 0;
+    int64_t const sum = scan(mine, lane);
     uint32_t const beyond = __ballot_sync(~0u, before + sum > first);
     if (beyond != 0) {
       int const l = __ffs(beyond) - 1;
-      // A cut in a gap is one before the first tile; what is left of the gap is a part of this CTA's length.
-      int64_t const tile = __shfl_sync(~0u, first - before - (sum - mine), l) - kGap;
-      return {{int(at) + l, tile > 0 ? int(tile) : 0}, {count, 0}, tile < 0 ? length + tile : length};
+      return part_from(int(at) + l, __shfl_sync(~0u, first - before - (sum - mine), l), length, count);
     }
     before += __shfl_sync(~0u, sum, 31);
   }
-  return nothing;
+  return no_part(count);
+}
+
+// The same of a few blocks, by one warp alone, in one reading: a lane has kFew / 32 of them, one after the other.
+constexpr int kFew = 128;
+template <class Blocks>
+__device__ __forceinline__ Part find_part_of_few(Blocks const& blocks, int part, int parts) {
+  constexpr int kEach = kFew / 32;
+  int const lane = threadIdx.x % 32, count = blocks.count(), each = (count - 1) / 32 + 1;
+  int lengths[kEach];
+  int64_t mine = 0;
+#pragma unroll
+  for (int i = 0; i < kEach; ++i) {
+    int const block = lane * each + i;
+    lengths[i] = i < each && block < count ? blocks.tiles(block).length() : 0;
+    mine += lengths[i];
+  }
+  int64_t const sum = scan(mine, lane);
+  auto const [first, length] = piece(__shfl_sync(~0u, sum, 31), part, parts);
+  uint32_t const beyond = __ballot_sync(~0u, sum > first);
+  if (beyond == 0) return no_part(count);
+  int64_t at = first - (sum - mine);
+  int block = lane * each;
+  bool here = false;
+#pragma unroll
+  for (int i = 0; i < kEach; ++i) {
+    here |= at < lengths[i];
+    if (here) continue;
+    at -= lengths[i];
+    ++block;
+  }
+  int const l = __ffs(beyond) - 1;
+  return part_from(__shfl_sync(~0u, block, l), __shfl_sync(~0u, at, l), length, count);
 }
 
 // As a plan has it. `count` blocks.
@@ -190,6 +240,26 @@ __device__ __forceinline__ Cut planned_cut(int32_t const* plan, int part, int co
 }
 __device__ __forceinline__ Part planned_part(int32_t const* plan, int part, int count) {
   return {planned_cut(plan, part, count), planned_cut(plan, part + 1, count), LLONG_MAX};
+}
+
+// How a CTA finds its part; the same for all of its threads. A plan is read only where it saves reading: for so few
+// blocks that one read a lane adds them up, the part is known before a plan is.
+enum class Finding { kFew, kPlan, kSums };
+template <int kWarps, class Params>
+__device__ __forceinline__ Finding how_to_find(Params const& params) {
+  int const count = params.blocks.count();
+  if (count <= kFew) return Finding::kFew;
+  if constexpr (requires { params.keys.plan; })
+    if (count > 32 * kWarps && is_for(params.keys.plan, count, gridDim.x)) return Finding::kPlan;
+  return Finding::kSums;
+}
+// The part of the line that this CTA has, by one warp; after add_up if that is how.
+template <int kWarps, class Params>
+__device__ __forceinline__ Part my_part(Finding how, Params const& params, LineSums<kWarps> const& sums) {
+  if (how == Finding::kFew) return find_part_of_few(params.blocks, blockIdx.x, gridDim.x);
+  if constexpr (requires { params.keys.plan; })
+    if (how == Finding::kPlan) return planned_part(params.keys.plan, blockIdx.x, params.blocks.count());
+  return find_part(params.blocks, sums, blockIdx.x, gridDim.x);
 }
 
 }  // namespace dsa::indexer

@@ -14,18 +14,6 @@ class AllowedRace:
 
 
 ALLOWED = (
-    # Copies of paged keys, and of Q.
-    *(
-        AllowedRace(
-            copy,
-            f"csrc/indexer_logits/sm90/consumer.cuh:163 < csrc/indexer_logits/sm90/consumer.cuh:{product} <",
-            "Where a consumer has no step, or none any more, a product is made of whatever is in the first stage and "
-            "the first slab, and nobody looks at it: a branch around it would make the compiler serialise all. "
-            "That real steps wait for their operands is left to the late schedules, whose products then read NaN.",
-        )
-        for copy in ("csrc/indexer_logits/sm90/loaders.cuh:123 <", "csrc/indexer_logits/sm90/producer.cuh:103 <")
-        for product in (80, 84)
-    ),
     AllowedRace(
         "csrc/topk/collect.cuh:134 <",
         "csrc/topk/collect.cuh:129 <",

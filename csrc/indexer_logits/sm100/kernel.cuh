@@ -39,25 +39,6 @@
 
 namespace dsa::sm100::indexer_logits {
 
-// Whether there is a plan to follow. For few blocks a CTA has found its part before it has read a plan.
-template <class Params>
-__device__ __forceinline__ bool has_plan(Params const& params) {
-  if constexpr (requires { params.keys.plan; }) {
-    int const count = params.blocks.count();
-    return count > kFewBlocks && is_for(params.keys.plan, count, gridDim.x);
-  } else {
-    return false;
-  }
-}
-
-// The part of the line that this CTA has; by the producer warp, after add_up if there is no plan.
-template <class Params, class Shared>
-__device__ __forceinline__ Part my_part(Params const& params, Shared const& smem, bool planned) {
-  if constexpr (requires { params.keys.plan; })
-    if (planned) return planned_part(params.keys.plan, blockIdx.x, params.blocks.count());
-  return find_part(params.blocks, smem.sums, blockIdx.x, gridDim.x);
-}
-
 template <class Config, class Params>
 __global__ void __launch_bounds__(kThreads, 1)
     indexer_logits(__grid_constant__ Params const params, __grid_constant__ TensorMaps const maps) {
@@ -65,8 +46,8 @@ __global__ void __launch_bounds__(kThreads, 1)
   extern __shared__ __align__(1024) uint8_t raw[];
   auto& smem = *reinterpret_cast<typename Config::SharedStorage*>(raw);
   int const warp = __shfl_sync(~0u, threadIdx.x / 32, 0);
-  bool const planned = has_plan(params);
-  if (!planned) add_up(params.blocks, smem.sums);
+  Finding const how = how_to_find<kWarps>(params);
+  if (how == Finding::kSums) add_up(params.blocks, smem.sums);
   if (threadIdx.x == 0) {
     prefetch_tma_descriptor(&maps.keys);
     prefetch_tma_descriptor(&maps.q);
@@ -85,7 +66,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   } else {
     cutlass::arch::warpgroup_reg_dealloc<kOtherRegisters>();
     if (warp == 0)
-      Producer<Config, Params>(params, maps, smem).run(my_part(params, smem, planned));
+      Producer<Config, Params>(params, maps, smem).run(my_part(how, params, smem.sums));
     else if (warp == 1)
       Products<Config>{params.split, smem}.run();
     else

@@ -15,15 +15,18 @@ using namespace dsa::indexer;
 using e4m3 = cutlass::float_e4m3_t;
 using Barrier = cutlass::arch::ClusterTransactionBarrier;
 
-// Two consumer warpgroups and a third one: a producer warp, and three that fill. Registers: 2 * 216 + 72 = 504 of 512 a
-// lane of three warpgroups.
-constexpr int kThreads = 384, kWarps = kThreads / 32;
-constexpr int kConsumerRegisters = 216;
-constexpr int kProducerRegisters = 72;
-constexpr int kConsumerWarps = 8, kFillWarps = 3;
+// Three consumer warpgroups and another one: a producer warp, and three that fill.
+constexpr int kConsumers = 3, kFillWarps = 3;
+constexpr int kThreads = 128 * (kConsumers + 1), kWarps = kThreads / 32, kConsumerWarps = 4 * kConsumers;
+constexpr int kConsumerRegisters = 144;
+constexpr int kProducerRegisters = 80;
+static_assert(kConsumers * kConsumerRegisters + kProducerRegisters == 512);
 
 constexpr int kHalf = kTileKeys / 2;  // keys of one product, and rows of a warpgroup's accumulator
 constexpr int kGroupKeys = 8;         // that lie in one page
+
+// Tiles go to the consumers by turns, if these do not share each.
+__host__ __device__ constexpr int turns_of(bool split_queries) { return split_queries ? 1 : kConsumers; }
 
 struct TensorMaps {
   CUtensorMap q, keys;
@@ -59,6 +62,12 @@ struct Product<64> {
   using Op = SM90_64x64x32_F32E4M3E4M3_SS_TN<>;
 };
 
+// Tiles of keys go round a ring of `stages`; Q round one of `buffers` units, each of `slabs`.
+struct Rings {
+  int slabs, buffers, stages;
+  __device__ __forceinline__ int slab(int buffer, int s) const { return buffer * slabs + s; }
+};
+
 // A slab is kColumns rows of Q: all heads of some queries, the columns of one product.
 template <int kHeads_, int kDim_, int kColumns_>
 struct Config {
@@ -66,11 +75,24 @@ struct Config {
   static constexpr int kTokens = kColumns / kHeads;  // of a slab
   static_assert(kTokens >= 1 && kHeads % 8 == 0 && kDim % 32 == 0);
   using Mma = decltype(make_tiled_mma(typename Product<kColumns>::Op{}));
-  using KeyLayout = decltype(tile_to_shape(typename Rows<kDim>::Atom{}, Shape<Int<kHalf>, Int<kDim>>{}));
-  using QLayout = decltype(tile_to_shape(typename Rows<kDim>::Atom{}, Shape<Int<kColumns>, Int<kDim>>{}));
-
-  static constexpr int kStages = 6, kSlabs = 7;
+  static constexpr int kSlabs = 7;  // most of a unit
+  static constexpr int kMaxStages = 12;
+  static constexpr int kPool = 13;  // tiles' room, for stages and slabs
   static constexpr uint32_t kTileBytes = kTileKeys * kDim, kSlabBytes = kColumns * kDim;
+  // Of the halves of all stages, and of the slabs behind them.
+  using KeyLayout =
+      decltype(tile_to_shape(typename Rows<kDim>::Atom{}, Shape<Int<kHalf>, Int<kDim>, Int<2 * kMaxStages>>{}));
+  using QLayout = decltype(tile_to_shape(typename Rows<kDim>::Atom{}, Shape<Int<kColumns>, Int<kDim>, Int<kSlabs>>{}));
+
+  // Two units of Q if that leaves six stages, and as many stages as there is room for, in multiples of `turns`.
+  static Rings rings(int slabs, int turns) {
+    auto const room = [&](int buffers) {
+      return kPool - int((slabs * buffers * kSlabBytes + kTileBytes - 1) / kTileBytes);
+    };
+    int const buffers = 2 * slabs <= kSlabs && room(2) >= 6 ? 2 : 1;
+    int const stages = room(buffers) < kMaxStages ? room(buffers) : kMaxStages;
+    return {slabs, buffers, stages / turns * turns};
+  }
 
   // A block of queries that comes with tiles [first_key / 128, + tiles).
   struct Unit {
@@ -80,11 +102,10 @@ struct Config {
   };
 
   struct SharedStorage {
-    alignas(1024) e4m3 keys[kStages][kTileKeys * kDim];
-    alignas(1024) e4m3 q[kSlabs][kColumns * kDim];
-    alignas(16) float scale[kStages][kTileKeys];
-    uint32_t valid[kStages];  // bit i: the tile's keys [8 i, 8 i + 8) are in the cache
-    // By slab, as q.
+    alignas(1024) e4m3 pool[kPool * kTileBytes];  // the stages of keys, and behind them the slabs of Q
+    alignas(16) float scale[kMaxStages][kTileKeys];
+    uint32_t valid[kMaxStages];  // bit i: the tile's keys [8 i, 8 i + 8) are in the cache
+    // By slab.
     alignas(8) float weight[kSlabs][kColumns];
     Range range[kSlabs][kTokens];
     Unit unit[2];
@@ -92,16 +113,21 @@ struct Config {
     // barrier     arrives                                              waits
     // full        producer's first lane + bytes; 32 lanes' copies      consumers, before a tile's first product
     // empty       consumer warps, after the tile's last product        producer
-    //             (8, or 4 where a tile is one consumer's)
+    //             (12, or 4 where a tile is one consumer's)
     // q_full      as full; its end of work (no tiles) comes so too     consumers, before a unit's first product
-    // q_empty     8 consumer warps, after the unit's last product      producer
-    Barrier full[kStages], empty[kStages], q_full[2], q_empty[2];
+    // q_empty     12 consumer warps, after the unit's last product      producer
+    Barrier full[kMaxStages], empty[kMaxStages], q_full[2], q_empty[2];
+
+    __device__ __forceinline__ e4m3* keys(int stage) { return pool + stage * int(kTileBytes); }
+    __device__ __forceinline__ e4m3* q(Rings const& rings, int slab) {
+      return pool + rings.stages * int(kTileBytes) + slab * int(kSlabBytes);
+    }
   };
   static_assert(sizeof(SharedStorage) <= 227 * 1024);
 
   // By one thread, before __syncthreads.
   static __device__ __forceinline__ void init_barriers(SharedStorage& smem, int warps_of_tile) {
-    for (int i = 0; i < kStages; ++i) {
+    for (int i = 0; i < kMaxStages; ++i) {
       smem.full[i].init(1 + 32);
       smem.empty[i].init(warps_of_tile);
     }
@@ -113,19 +139,13 @@ struct Config {
   }
 };
 
-// Q goes round a ring of `buffers` units, each of `slabs`.
-struct QBuffers {
-  int slabs, buffers;
-  __device__ __forceinline__ int slab(int buffer, int s) const { return buffer * slabs + s; }
-};
-
 template <class Keys_, class Ranges>
 struct KernelParams {
   using Keys = Keys_;
   IndexerQueries queries;
   Keys keys;
   Blocks<Ranges> blocks;
-  QBuffers ring;
+  Rings rings;
 };
 using RaggedParams = KernelParams<IndexerKeys, RaggedRanges>;
 using PagedParams = KernelParams<PagedIndexerKeys, PagedRanges>;

@@ -1,15 +1,16 @@
 // Logits of the lightning indexer on Hopper: keys are the rows of the products (M), queries times heads their columns.
 //
 //   producer     | Q, weights | tile 0 | tile 1 | ...                     one warp: TMA, and small copies
-//   consumer 0   |  product 0  | product 1  | product 2  | ...            of one tile after another; two accumulators:
-//                              | sum heads 0 | sum heads 1 | ...          one is worked on while the other is filled
-//   consumer 1   the same
+//   consumer 0   |  product 0 | add columns | product 3 | add columns     of half a tile after another
+//                                           | finish 0  |                 the quads' sums, scale, range, store
+//   consumer 1   the same, while the tensor cores have nothing from 0
+//   consumer 2   the same
 //   fill         -inf where no query of a block sees a key                three warps
 //
 // How the consumers share the work:
-//   ragged   each has half of the queries, and all keys. A CTA has 256 columns, so that keys come from L2 only half as
-//            often as with 128: at full rate that is what L2 gives.
-//   paged    each takes every second tile, and all queries: there are few, and reading keys is what bounds the kernel.
+//   ragged   each has a third of the queries, and all keys. A CTA has 384 columns, so that keys come from L2 only a
+//            third as often as with 128: at full rate that is what L2 gives.
+//   paged    each takes every third tile, and all queries: there are few, and reading keys is what bounds the kernel.
 //
 // CTAs are persistent, and each has its part of the line of tiles (schedule.cuh). Every element of the output is
 // computed by one warp, in one order: bits do not depend on how the line is cut.
@@ -24,26 +25,6 @@
 
 namespace dsa::sm90::indexer_logits {
 
-// Whether there is a plan to follow. For so few blocks that one read a lane adds them up, a CTA has found its part
-// before it has read a plan.
-template <class Params>
-__device__ __forceinline__ bool has_plan(Params const& params) {
-  if constexpr (requires { params.keys.plan; }) {
-    int const count = params.blocks.count();
-    return count > kThreads && is_for(params.keys.plan, count, gridDim.x);
-  } else {
-    return false;
-  }
-}
-
-// The part of the line that this CTA has; by the producer warp, after add_up if there is no plan.
-template <class Params, class Shared>
-__device__ __forceinline__ Part my_part(Params const& params, Shared const& smem, bool planned) {
-  if constexpr (requires { params.keys.plan; })
-    if (planned) return planned_part(params.keys.plan, blockIdx.x, params.blocks.count());
-  return find_part(params.blocks, smem.sums, blockIdx.x, gridDim.x);
-}
-
 template <class Config, class Params>
 __global__ void __launch_bounds__(kThreads, 1)
     indexer_logits(__grid_constant__ Params const params, __grid_constant__ TensorMaps const maps) {
@@ -55,23 +36,26 @@ __global__ void __launch_bounds__(kThreads, 1)
   if (threadIdx.x == 0) {
     prefetch_tma_descriptor(&maps.keys);
     prefetch_tma_descriptor(&maps.q);
-    Config::init_barriers(smem, kSplitQueries ? kConsumerWarps : kConsumerWarps / 2);
+    Config::init_barriers(smem, kSplitQueries ? kConsumerWarps : kConsumerWarps / kConsumers);
   }
+  __syncthreads();
   wait_for_grid_before();
   launch_dependent_grids();
-  bool const planned = has_plan(params);
-  if (!planned) add_up(params.blocks, smem.sums);
-  __syncthreads();
+  Finding const how = how_to_find<kWarps>(params);
+  if (how == Finding::kSums) {
+    add_up(params.blocks, smem.sums);
+    __syncthreads();
+  }
 
   int const warpgroup = __shfl_sync(~0u, threadIdx.x / 128, 0);
-  if (warpgroup < 2) {
+  if (warpgroup < kConsumers) {
     cutlass::arch::warpgroup_reg_alloc<kConsumerRegisters>();
-    Consumer<Config, kSplitQueries>(params.queries, params.ring, smem, warpgroup).run();
+    Consumer<Config, kSplitQueries>(params.queries, params.rings, smem, warpgroup).run();
   } else {
     cutlass::arch::warpgroup_reg_dealloc<kProducerRegisters>();
     int const warp = __shfl_sync(~0u, threadIdx.x % 128 / 32, 0);
     if (warp == 0)
-      Producer<Config, Loader, Params>(params, maps, smem).run(my_part(params, smem, planned));
+      Producer<Config, Loader, Params>(params, maps, smem).run(my_part(how, params, smem.sums));
     else
       fill(params, warp - 1);
   }

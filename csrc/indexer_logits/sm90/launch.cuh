@@ -1,4 +1,4 @@
-// Host side: tensor maps, the ring of Q, and the launch of as many CTAs as there are multiprocessors.
+// Host side: tensor maps, the rings, and the launch of as many CTAs as there are multiprocessors.
 #pragma once
 
 #include "common/launch.h"
@@ -34,9 +34,9 @@ cudaError_t launch(Params const& params, TensorMaps const& maps, cudaStream_t st
 template <int kHeads, int kDim, int kColumns>
 cudaError_t launch_ragged(IndexerQueries const& q, IndexerKeys const& k, cudaStream_t stream) {
   using Config = Config<kHeads, kDim, kColumns>;
-  QBuffers const ring = {2, 2};
+  Rings const rings = Config::rings(kConsumers, turns_of(RaggedLoader<Config>::kSplitQueries));
   RaggedRanges const ranges = {k.start, k.end, k.start_stride, k.end_stride, q.columns};
-  RaggedParams const params = {q, k, Blocks(ranges, 1, q.tokens, ring.slabs * Config::kTokens), ring};
+  RaggedParams const params = {q, k, Blocks(ranges, 1, q.tokens, rings.slabs * Config::kTokens), rings};
   TensorMaps maps;
   if (cudaError_t e = encode_q<Config>(maps.q, q)) return e;
   if (cudaError_t e = encode_byte_tensor_map<2>(
@@ -49,10 +49,10 @@ cudaError_t launch_ragged(IndexerQueries const& q, IndexerKeys const& k, cudaStr
 template <int kHeads, int kDim, int kColumns>
 cudaError_t launch_paged(IndexerQueries const& q, PagedIndexerKeys const& k, cudaStream_t stream) {
   using Config = Config<kHeads, kDim, kColumns>;
-  // As many queries as there is room for share the keys that are read; two units at a time, if they fit.
+  // As many queries as there is room for share the keys that are read.
   int const slabs = (q.tokens - 1) / Config::kTokens + 1, blocks = (slabs - 1) / Config::kSlabs + 1;
   int const slabs_of_block = (slabs - 1) / blocks + 1;
-  QBuffers const ring = {slabs_of_block, 2 * slabs_of_block <= Config::kSlabs ? 2 : 1};
+  Rings const rings = Config::rings(slabs_of_block, turns_of(PagedLoader<Config>::kSplitQueries));
   int64_t const room = int64_t(k.table_width) * k.page_size;
   PagedRanges const ranges = {k.context_lens,
                               k.lens_stride_batch,
@@ -60,7 +60,7 @@ cudaError_t launch_paged(IndexerQueries const& q, PagedIndexerKeys const& k, cud
                               k.lens_per_token,
                               q.tokens,
                               int(room < q.columns ? room : q.columns)};
-  PagedParams const params = {q, k, Blocks(ranges, q.batch, q.tokens, ring.slabs * Config::kTokens), ring};
+  PagedParams const params = {q, k, Blocks(ranges, q.batch, q.tokens, rings.slabs * Config::kTokens), rings};
   TensorMaps maps;
   if (cudaError_t e = encode_q<Config>(maps.q, q)) return e;
   auto const box = uint32_t(PagedLoader<Config>::keys_of_box(k.page_size));

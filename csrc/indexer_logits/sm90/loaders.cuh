@@ -46,7 +46,7 @@ struct RaggedLoader {
       smem.valid[stage] = ~0u;
       full.arrive_and_expect_tx(Config::kTileBytes);
       SM90_TMA_LOAD_2D::copy(&map, reinterpret_cast<uint64_t*>(&full),
-                             static_cast<uint64_t>(TMA::CacheHintSm90::EVICT_NORMAL), smem.keys[stage], 0, key);
+                             static_cast<uint64_t>(TMA::CacheHintSm90::EVICT_NORMAL), smem.keys(stage), 0, key);
     }
     CUTE_UNROLL
     for (int i = lane; i < kTileKeys; i += 32) {
@@ -122,7 +122,7 @@ struct PagedLoader {
     if (lane < boxes)
       SM90_TMA_LOAD_3D::copy(
           &map, reinterpret_cast<uint64_t*>(&full), static_cast<uint64_t>(TMA::CacheHintSm90::EVICT_NORMAL),
-          smem.keys[stage] + (my_box << shift) * Config::kDim, 0, box_in_page(first + my_box) << shift, my_box_page);
+          smem.keys(stage) + (my_box << shift) * Config::kDim, 0, box_in_page(first + my_box) << shift, my_box_page);
     int const place = (box_in_page(first + (my_scale >> shift)) << shift) + (my_scale & ((1 << shift) - 1));
     int64_t const offset = max(my_scale_page, 0) * keys.page_stride + int64_t(keys.page_size) * Config::kDim +
                            int64_t(place) * int64_t(sizeof(float));

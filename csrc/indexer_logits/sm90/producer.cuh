@@ -8,7 +8,7 @@ namespace dsa::sm90::indexer_logits {
 
 template <class Config, class Loader, class Params>
 struct Producer {
-  static constexpr int kTokens = Config::kTokens, kColumns = Config::kColumns, kStages = Config::kStages;
+  static constexpr int kTokens = Config::kTokens, kColumns = Config::kColumns;
   using Shared = typename Config::SharedStorage;
   using Unit = typename Config::Unit;
 
@@ -71,7 +71,7 @@ struct Producer {
   }
 
   __device__ __forceinline__ void next_buffer() {
-    if (++buffer == params.ring.buffers) {
+    if (++buffer == params.rings.buffers) {
       buffer = 0;
       q_phase ^= 1;
     }
@@ -79,10 +79,18 @@ struct Producer {
 
   __device__ __forceinline__ void open_unit(int block, Unit const& unit) {
     IndexerQueries const& q = params.queries;
-    int const slabs = params.ring.slabs, first_slab = params.ring.slab(buffer, 0);
+    int const slabs = params.rings.slabs, first_slab = params.rings.slab(buffer, 0);
     int const batch = params.blocks.batch_of(block), token = params.blocks.first_token(block);
     smem.q_empty[buffer].wait(q_phase);
     Barrier& full = smem.q_full[buffer];
+    if (lane == 0) {
+      full.expect_transaction(slabs * Config::kSlabBytes);
+      for (int s = 0; s < slabs; ++s)
+        SM90_TMA_LOAD_4D::copy(&maps.q, reinterpret_cast<uint64_t*>(&full),
+                               static_cast<uint64_t>(TMA::CacheHintSm90::EVICT_FIRST),
+                               smem.q(params.rings, first_slab + s), 0, 0, token + s * kTokens, batch);
+      smem.unit[buffer] = unit;
+    }
 
     // Columns beyond the block's queries are never looked at, but products of them are made.
     float* const weight = smem.weight[first_slab];
@@ -95,15 +103,8 @@ struct Producer {
     Range* const range = smem.range[first_slab];
     for (int t = lane; t < slabs * kTokens; t += 32)
       range[t] = t < unit.tokens ? params.blocks.ranges(batch, token + t) : Range{0, 0};
-    if (lane == 0) smem.unit[buffer] = unit;
     __syncwarp();
-    if (lane == 0) {
-      full.arrive_and_expect_tx(slabs * Config::kSlabBytes);
-      for (int s = 0; s < slabs; ++s)
-        SM90_TMA_LOAD_4D::copy(&maps.q, reinterpret_cast<uint64_t*>(&full),
-                               static_cast<uint64_t>(TMA::CacheHintSm90::EVICT_FIRST), smem.q[first_slab + s], 0, 0,
-                               token + s * kTokens, batch);
-    }
+    if (lane == 0) full.arrive();
     arrive_after_copies(full);
     next_buffer();
   }
@@ -111,7 +112,7 @@ struct Producer {
   __device__ __forceinline__ void load_tile(int key) {
     smem.empty[stage].wait(phase);
     loader.load(stage, key);
-    if (++stage == kStages) {
+    if (++stage == params.rings.stages) {
       stage = 0;
       phase ^= 1;
     }
