@@ -42,6 +42,7 @@ struct RaggedRanges {
     int const first = max(start[token * start_stride], 0), last = min(end[token * end_stride], keys);
     return first < last ? Range{first, last} : Range{0, 0};
   }
+  __device__ __forceinline__ bool last_sees_all() const { return false; }
 };
 
 // What each token sees of its request's context.
@@ -57,6 +58,8 @@ struct PagedRanges {
     int64_t const len = per_token ? int64_t(lens[at + token * stride_token]) : int64_t(lens[at]) - tokens + token + 1;
     return {0, int(len < 0 ? 0 : len < keys ? len : keys)};
   }
+  // Whether the last of several tokens sees what any of them sees.
+  __device__ __forceinline__ bool last_sees_all() const { return !per_token; }
 };
 
 // Block b: up to block_tokens queries of one batch.
@@ -82,7 +85,7 @@ struct Blocks {
     int const b = batch_of(block), first = first_token(block), n = tokens_of(block);
     int start = INT_MAX, end = 0;
 #pragma unroll 4  // that many reads at once
-    for (int t = 0; t < n; ++t) add(ranges(b, first + t), start, end);
+    for (int t = ranges.last_sees_all() ? n - 1 : 0; t < n; ++t) add(ranges(b, first + t), start, end);
     return cover(start, end);
   }
   // By a warp.
@@ -148,12 +151,14 @@ __device__ __forceinline__ void add_up(Blocks const& blocks, LineSums<kWarps>& s
 }
 
 // A part of a line that is `all` long.
+template <class T>
 struct Piece {
-  int64_t first, length;
+  T first, length;
 };
-__device__ __forceinline__ Piece piece(int64_t all, int part, int parts) {
-  int64_t const each = all / parts, rest = all % parts;
-  return {part * each + min(int64_t(part), rest), each + (part < rest)};
+template <class T>
+__device__ __forceinline__ Piece<T> piece(T all, int part, int parts) {
+  T const each = all / T(parts), rest = all % T(parts);
+  return {T(part) * each + min(T(part), rest), each + T(T(part) < rest)};
 }
 
 // Where a piece begins, whose first unit is `at` of a block, its gap counted. A cut in a gap is one before the first
@@ -164,9 +169,10 @@ __device__ __forceinline__ Part part_from(int block, int64_t at, int64_t length,
 }
 __device__ __forceinline__ Part no_part(int blocks) { return {{blocks, 0}, {blocks, 0}, 0}; }
 
-__device__ __forceinline__ int64_t scan(int64_t sum, int lane) {
+template <class T>
+__device__ __forceinline__ T scan(T sum, int lane) {
   for (int d = 1; d < 32; d *= 2) {
-    int64_t const other = __shfl_up_sync(~0u, sum, d);
+    T const other = __shfl_up_sync(~0u, sum, d);
     if (lane >= d) sum += other;
   }
   return sum;
@@ -202,21 +208,22 @@ __device__ __forceinline__ Part find_part(Blocks const& blocks, LineSums<kWarps>
 constexpr int kFew = 128;
 template <class Blocks>
 __device__ __forceinline__ Part find_part_of_few(Blocks const& blocks, int part, int parts) {
+  static_assert(int64_t(kFew) * (INT_MAX / kTileKeys + 1 + kGap) <= UINT_MAX);
   constexpr int kEach = kFew / 32;
   int const lane = threadIdx.x % 32, count = blocks.count(), each = (count - 1) / 32 + 1;
-  int lengths[kEach];
-  int64_t mine = 0;
+  uint32_t lengths[kEach], mine = 0;
 #pragma unroll
   for (int i = 0; i < kEach; ++i) {
     int const block = lane * each + i;
     lengths[i] = i < each && block < count ? blocks.tiles(block).length() : 0;
     mine += lengths[i];
   }
-  int64_t const sum = scan(mine, lane);
+  uint32_t const sum = scan(mine, lane);
   auto const [first, length] = piece(__shfl_sync(~0u, sum, 31), part, parts);
   uint32_t const beyond = __ballot_sync(~0u, sum > first);
   if (beyond == 0) return no_part(count);
-  int64_t at = first - (sum - mine);
+  // Of the first lane that is beyond:
+  uint32_t at = first - (sum - mine);
   int block = lane * each;
   bool here = false;
 #pragma unroll

@@ -15,12 +15,12 @@ using namespace dsa::indexer;
 using e4m3 = cutlass::float_e4m3_t;
 using Barrier = cutlass::arch::ClusterTransactionBarrier;
 
-// Three consumer warpgroups and another one: a producer warp, and three that fill.
-constexpr int kConsumers = 3, kFillWarps = 3;
+// Three consumer warpgroups and another one: two producer warps, and two that fill.
+constexpr int kConsumers = 3, kProducers = 2, kFillWarps = 2;
 constexpr int kThreads = 128 * (kConsumers + 1), kWarps = kThreads / 32, kConsumerWarps = 4 * kConsumers;
 constexpr int kConsumerRegisters = 144;
-constexpr int kProducerRegisters = 80;
-static_assert(kConsumers * kConsumerRegisters + kProducerRegisters == 512);
+constexpr int kOtherRegisters = 80;
+static_assert(kConsumers * kConsumerRegisters + kOtherRegisters == 512);
 
 constexpr int kHalf = kTileKeys / 2;  // keys of one product, and rows of a warpgroup's accumulator
 constexpr int kGroupKeys = 8;         // that lie in one page
@@ -111,7 +111,7 @@ struct Config {
     Unit unit[2];
     LineSums<kWarps> sums;
     // barrier     arrives                                              waits
-    // full        producer's first lane + bytes; 32 lanes' copies      consumers, before a tile's first product
+    // full        its producer's first lane + bytes; 32 lanes' copies      consumers, before a tile's first product
     // empty       consumer warps, after the tile's last product        producer
     //             (12, or 4 where a tile is one consumer's)
     // q_full      as full; its end of work (no tiles) comes so too     consumers, before a unit's first product

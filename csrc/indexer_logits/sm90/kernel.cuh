@@ -1,11 +1,12 @@
 // Logits of the lightning indexer on Hopper: keys are the rows of the products (M), queries times heads their columns.
 //
-//   producer     | Q, weights | tile 0 | tile 1 | ...                     one warp: TMA, and small copies
+//   producers    | tile 0 | tile 1 | ...                                  a warp: TMA, and small copies
+//                | Q, weights | ...                                       another
 //   consumer 0   |  product 0 | add columns | product 3 | add columns     of half a tile after another
 //                                           | finish 0  |                 the quads' sums, scale, range, store
 //   consumer 1   the same, while the tensor cores have nothing from 0
 //   consumer 2   the same
-//   fill         -inf where no query of a block sees a key                three warps
+//   fill         -inf where no query of a block sees a key                two warps
 //
 // How the consumers share the work:
 //   ragged   each has a third of the queries, and all keys. A CTA has 384 columns, so that keys come from L2 only a
@@ -52,12 +53,14 @@ __global__ void __launch_bounds__(kThreads, 1)
     cutlass::arch::warpgroup_reg_alloc<kConsumerRegisters>();
     Consumer<Config, kSplitQueries>(params.queries, params.rings, smem, warpgroup).run();
   } else {
-    cutlass::arch::warpgroup_reg_dealloc<kProducerRegisters>();
-    int const warp = __shfl_sync(~0u, threadIdx.x % 128 / 32, 0);
+    cutlass::arch::warpgroup_reg_dealloc<kOtherRegisters>();
+    int const warp = __shfl_sync(~0u, threadIdx.x % 128 / 32, 0), lane = threadIdx.x % 32;
     if (warp == 0)
-      Producer<Config, Loader, Params>(params, maps, smem).run(my_part(how, params, smem.sums));
+      KeyProducer<Config, Loader, Params>{params, maps.keys, smem, lane}.run(how);
+    else if (warp == 1)
+      UnitProducer<Config, Params>{params, maps.q, smem, lane}.run(how);
     else
-      fill(params, warp - 1);
+      fill(params, warp - kProducers);
   }
 #endif
 }

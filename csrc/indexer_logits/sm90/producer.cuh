@@ -1,48 +1,34 @@
-// The producer warp: walks over its part of the line, and loads Q, weights, ranges of each block of queries that it
-// meets, and its tiles of keys.
+// The producers: two warps that each walk over the CTA's part of the line. One loads Q, weights and ranges of each
+// block of queries that it meets, a unit; the other that unit's tiles of keys.
 #pragma once
 
 #include "loaders.cuh"
 
 namespace dsa::sm90::indexer_logits {
 
-template <class Config, class Loader, class Params>
-struct Producer {
-  static constexpr int kTokens = Config::kTokens, kColumns = Config::kColumns;
-  using Shared = typename Config::SharedStorage;
+template <class Config, class Params>
+struct Walk {
   using Unit = typename Config::Unit;
 
   Params const& params;
-  TensorMaps const& maps;
-  Shared& smem;
+  Finding const how;
+  LineSums<kWarps> const& sums;
   int const lane;
-  Loader loader;
-  int buffer = 0, stage = 0;
-  uint32_t q_phase = 1, phase = 1;  // all buffers start out free
 
-  __device__ __forceinline__ Producer(Params const& params, TensorMaps const& maps, Shared& smem)
-      : params(params),
-        maps(maps),
-        smem(smem),
-        lane(threadIdx.x % 32),
-        loader(params, maps.keys, smem, threadIdx.x % 32) {}
-
-  __device__ __forceinline__ void run(Part const& part) {
+  // visit(block, unit), of one after the other.
+  template <class Visit>
+  __device__ __forceinline__ void run(Visit visit) const {
+    Part const part = my_part(how, params, sums);
     Cut at = part.begin;
     int64_t left = part.length;
-    while (left > 0) {
-      Tiles tiles;
-      if (!find(at, part.end, tiles)) break;
+    Tiles tiles;
+    while (left > 0 && find(at, part.end, tiles)) {
       int count = int(min(int64_t(tiles.count() - at.tile), left));
       if (at.block == part.end.block) count = min(count, part.end.tile - at.tile);
-      Unit const unit = describe(at.block, tiles.begin + at.tile, count, tiles.end_key);
-      loader.open(at.block, unit);
-      open_unit(at.block, unit);
-      for (int t = 0; t < count; ++t) load_tile(unit.first_key + t * kTileKeys);
+      visit(at.block, describe(at.block, tiles.begin + at.tile, count, tiles.end_key));
       left -= count + kGap;  // and the next block's gap
       at = {at.block + 1, 0};
     }
-    end_work();
   }
 
  private:
@@ -69,24 +55,37 @@ struct Producer {
         params.blocks.batch_of(block) * q.out_stride_batch + params.blocks.first_token(block) * q.out_stride_token;
     return {out, first_tile * kTileKeys, tiles, params.blocks.tokens_of(block), end_key};
   }
+};
 
-  __device__ __forceinline__ void next_buffer() {
-    if (++buffer == params.rings.buffers) {
-      buffer = 0;
-      q_phase ^= 1;
-    }
+// Of Q.
+template <class Config, class Params>
+struct UnitProducer {
+  static constexpr int kTokens = Config::kTokens, kColumns = Config::kColumns;
+
+  Params const& params;
+  CUtensorMap const& map;
+  typename Config::SharedStorage& smem;
+  int const lane;
+  int buffer = 0;
+  uint32_t phase = 1;  // all buffers start out free
+
+  __device__ __forceinline__ void run(Finding how) {
+    Walk<Config, Params>{params, how, smem.sums, lane}.run(
+        [&](int block, typename Config::Unit const& unit) { open(block, unit); });
+    end_work();
   }
 
-  __device__ __forceinline__ void open_unit(int block, Unit const& unit) {
+ private:
+  __device__ __forceinline__ void open(int block, typename Config::Unit const& unit) {
     IndexerQueries const& q = params.queries;
     int const slabs = params.rings.slabs, first_slab = params.rings.slab(buffer, 0);
     int const batch = params.blocks.batch_of(block), token = params.blocks.first_token(block);
-    smem.q_empty[buffer].wait(q_phase);
+    smem.q_empty[buffer].wait(phase);
     Barrier& full = smem.q_full[buffer];
     if (lane == 0) {
       full.expect_transaction(slabs * Config::kSlabBytes);
       for (int s = 0; s < slabs; ++s)
-        SM90_TMA_LOAD_4D::copy(&maps.q, reinterpret_cast<uint64_t*>(&full),
+        SM90_TMA_LOAD_4D::copy(&map, reinterpret_cast<uint64_t*>(&full),
                                static_cast<uint64_t>(TMA::CacheHintSm90::EVICT_FIRST),
                                smem.q(params.rings, first_slab + s), 0, 0, token + s * kTokens, batch);
       smem.unit[buffer] = unit;
@@ -106,26 +105,46 @@ struct Producer {
     __syncwarp();
     if (lane == 0) full.arrive();
     arrive_after_copies(full);
-    next_buffer();
-  }
-
-  __device__ __forceinline__ void load_tile(int key) {
-    smem.empty[stage].wait(phase);
-    loader.load(stage, key);
-    if (++stage == params.rings.stages) {
-      stage = 0;
+    if (++buffer == params.rings.buffers) {
+      buffer = 0;
       phase ^= 1;
     }
   }
 
   // A unit without tiles tells the consumers.
   __device__ __forceinline__ void end_work() {
-    smem.q_empty[buffer].wait(q_phase);
+    smem.q_empty[buffer].wait(phase);
     if (lane == 0) {
-      smem.unit[buffer] = Unit{};
+      smem.unit[buffer] = {};
       smem.q_full[buffer].arrive();
     }
     smem.q_full[buffer].arrive();
+  }
+};
+
+// Of keys.
+template <class Config, class Loader, class Params>
+struct KeyProducer {
+  Params const& params;
+  CUtensorMap const& map;
+  typename Config::SharedStorage& smem;
+  int const lane;
+
+  __device__ __forceinline__ void run(Finding how) {
+    Loader loader(params, map, smem, lane);
+    int stage = 0;
+    uint32_t phase = 1;  // all stages start out free
+    Walk<Config, Params>{params, how, smem.sums, lane}.run([&](int block, typename Config::Unit const& unit) {
+      loader.open(block, unit);
+      for (int t = 0; t < unit.tiles; ++t) {
+        smem.empty[stage].wait(phase);
+        loader.load(stage, unit.first_key + t * kTileKeys);
+        if (++stage == params.rings.stages) {
+          stage = 0;
+          phase ^= 1;
+        }
+      }
+    });
   }
 };
 
