@@ -1,5 +1,5 @@
-"""Processes that tests start: forked from one that has imported torch and this package, which takes seconds, and done
-nothing else."""
+"""Processes that tests start: forked from one that has imported torch, which takes seconds, and done nothing else.
+This package they import themselves, from where the tests have it."""
 
 import multiprocessing
 from collections.abc import Callable
@@ -7,7 +7,7 @@ from typing import Any
 
 import torch.multiprocessing
 
-multiprocessing.set_forkserver_preload(["pytest", "dsa_ext.nn", "dsa_ext.generate.cli", "dsa_ext.convert"])
+multiprocessing.set_forkserver_preload(["torch", "torch.distributed", "pytest"])
 
 
 def run_ranks(function: Callable, ranks: int, *arguments: Any) -> None:
