@@ -32,11 +32,12 @@ KV_FORMATS = {
 
 
 def _choice(op: str, name: str, value: object, choices: tuple[str, ...]) -> None:
+    if isinstance(value, str) and value in choices:
+        return
     expected = " or ".join(map(repr, choices))
     if not isinstance(value, str):
         raise TypeError(f"{op}: {name} is of type {type(value).__name__}, expected {expected}")
-    if value not in choices:
-        raise ValueError(f"{op}: {name} is {value!r}, expected {expected}")
+    raise ValueError(f"{op}: {name} is {value!r}, expected {expected}")
 
 
 def check_kv_format(op: str, format: str, scale_format: str = "ue8m0") -> KvFormat:
@@ -73,8 +74,8 @@ def check_kv_cache(op: str, name: str, cache: Tensor, form: KvFormat) -> None:
     """Shape, dtype and strides of a packed cache."""
     _checks.check_dtype(op, name, cache, torch.uint8)
     size = form.token_bytes
-    paged, rows = f"(pages, page_size, {size})", f"(n, {size}) or " if form.scales_in_line else ""
     if not (cache.dim() == 3 or (cache.dim() == 2 and form.scales_in_line)) or cache.shape[-1] != size:
+        paged, rows = f"(pages, page_size, {size})", f"(n, {size}) or " if form.scales_in_line else ""
         _checks._bad_shape(op, name, cache, f"{rows}{paged} for format {form.name!r}")
     _checks.check_last_dim_contiguous(op, name, cache)
     if not form.scales_in_line and cache.shape[1] > 1 and cache.stride(1) != size:

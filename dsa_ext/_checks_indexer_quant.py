@@ -72,15 +72,14 @@ def check_prepare_indexer(
         _checks._bad_shape(op, "q", q, f"(s, h, {PREPARED_HEAD_DIM})")
     s, heads, d = q.shape
     pairs = ROPE_DIMS // 2
-    expected = {
-        "k": ((s, d), f"(s, {d}) with s = {s}"),
-        "weights": ((s, heads), f"(s, h) with s = {s}, h = {heads}"),
-        "cos": ((s, pairs), f"(s, {pairs}) with s = {s}: an angle for each pair of the first {ROPE_DIMS} dimensions"),
-        "sin": ((s, pairs), f"(s, {pairs}) with s = {s}: an angle for each pair of the first {ROPE_DIMS} dimensions"),
-    }
-    for name, (shape, text) in expected.items():
-        if others[name].shape != shape:
-            _checks._bad_shape(op, name, others[name], text)
+    if k.shape != (s, d):
+        _checks._bad_shape(op, "k", k, f"(s, {d}) with s = {s}")
+    if weights.shape != (s, heads):
+        _checks._bad_shape(op, "weights", weights, f"(s, h) with s = {s}, h = {heads}")
+    for name, tensor in (("cos", cos), ("sin", sin)):
+        if tensor.shape != (s, pairs):
+            each = f"an angle for each pair of the first {ROPE_DIMS} dimensions"
+            _checks._bad_shape(op, name, tensor, f"(s, {pairs}) with s = {s}: {each}")
     for name, tensor in {"q": q, **others}.items():
         _checks.check_last_dim_contiguous(op, name, tensor)
 

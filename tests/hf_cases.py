@@ -1,7 +1,8 @@
 """Small random models of transformers with the head sizes of the real ones, and batches of padded prompts."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 from unittest import mock
 
@@ -109,6 +110,48 @@ def clear(draw: Callable[[], dict], run: Callable[[dict], Any], closest: float =
         if min(gaps) > closest:
             return batch, result
     raise AssertionError(f"every batch has a choice closer than {closest}")
+
+
+@contextmanager
+def quantised_indexer(model) -> Iterator[None]:
+    """In here, transformers' indexer multiplies what DeepSeek's multiplies: queries and keys that are rotated by a
+    Hadamard matrix and quantised to FP8, with a power of two as the scale of each, and then are numbers again. What
+    comes before and behind is transformers', in the model's dtype."""
+    matmul, kind = torch.matmul, type(model.model.layers[0].self_attn.indexer)
+    forward, order = kind.forward, _pairs if isinstance(model, GlmMoeDsaForCausalLM) else lambda x: x
+
+    def of_indexer(*args, **kwargs):
+        products = []
+
+        def product(a, b):
+            products.append((a.shape, b.shape))
+            # The first is that of queries [b, s, heads, 128] and keys [b, 1, 128, t], the second the sum over heads.
+            return matmul(_as_fp8(order(a)), _as_fp8(order(b.mT)).mT) if len(products) == 1 else matmul(a, b)
+
+        with mock.patch.object(torch, "matmul", product):
+            indices = forward(*args, **kwargs)
+        (q, k), _ = products
+        assert len(q) == 4 and q[-1] == k[-2] == 128 and k[1] == 1, f"transformers' indexer multiplies {products}"
+        return indices
+
+    with mock.patch.object(kind, "forward", of_indexer):
+        yield
+
+
+def _pairs(x: torch.Tensor) -> torch.Tensor:
+    """GLM's first 64 dimensions as RoPE has got them, pair by pair: transformers returns the firsts of all pairs, then
+    the seconds. To products that is the same, not to a rotation."""
+    first, second = x[..., :32], x[..., 32:64]
+    return torch.cat([torch.stack([first, second], -1).flatten(-2), x[..., 64:]], -1)
+
+
+def _as_fp8(x: torch.Tensor) -> torch.Tensor:
+    hadamard = torch.ones(1, 1, device=x.device)
+    while len(hadamard) < 128:
+        hadamard = torch.kron(torch.tensor([[1.0, 1.0], [1.0, -1.0]], device=x.device), hadamard)
+    x = x.float() @ hadamard * 128**-0.5
+    scale = torch.exp2(torch.ceil(torch.log2(x.abs().amax(-1, keepdim=True).clamp(min=1e-4) / 448)))
+    return (x / scale).to(torch.float8_e4m3fn).float() * scale
 
 
 @pytest.fixture(scope="module")

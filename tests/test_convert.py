@@ -2,6 +2,7 @@
 nothing under a final name. The expected names and slices are a table of this file's own."""
 
 import io
+import itertools
 import os
 import re
 import signal
@@ -13,6 +14,7 @@ import checkpoints
 import pytest
 import torch
 from checkpoints import STYLES, V32, Spec
+from processes import run_alone
 from safetensors import safe_open
 
 from dsa_ext.convert import main, names, progress, stream
@@ -249,24 +251,26 @@ def test_progress_on_a_terminal_and_elsewhere():
 
 # --- A run that stops
 
-DYING = """
-import os, signal, sys
-import dsa_ext.convert
-call, number, left = getattr(os, sys.argv[1]), getattr(signal, sys.argv[2]), int(sys.argv[3])
-def dying(*arguments):
-    global left
-    left -= 1
-    if left == 0:
-        os.kill(os.getpid(), number)
-    return call(*arguments)
-setattr(os, sys.argv[1], dying)
-sys.exit(dsa_ext.convert.main(sys.argv[4:]))
-"""
+
+def convert_and_die(call, number, at, given, errors):
+    """The command, which sends itself a signal at the at-th call of a function of os."""
+    real, calls = getattr(os, call), itertools.count(1)
+
+    def dying(*arguments):
+        if next(calls) == at:
+            os.kill(os.getpid(), number)
+        return real(*arguments)
+
+    setattr(os, call, dying)
+    with open(errors, "w") as sys.stderr:
+        sys.exit(main(given))
 
 
 def run_dying(call, number, at, source, target):
-    command = [sys.executable, "-c", DYING, call, number, str(at), *arguments(source, target)]
-    return subprocess.run(command, capture_output=True, text=True)
+    """(exit status, what it wrote to stderr)"""
+    errors = target.with_name("stderr")
+    status = run_alone(convert_and_die, call, number, at, arguments(source, target), errors)
+    return status, errors.read_text()
 
 
 @pytest.mark.parametrize("call, at", [("pwrite", 200), ("fsync", 6), ("replace", 6)])
@@ -274,7 +278,7 @@ def test_killed_run(source, tmp_path, call, at):
     """In the middle of the data, before the first name, and before the last one (4 copied files, 2 shards)."""
     folder, found = source("v32")
     target = tmp_path / "out"
-    assert run_dying(call, "SIGKILL", at, folder, target).returncode == -signal.SIGKILL
+    assert run_dying(call, signal.SIGKILL, at, folder, target)[0] == -signal.SIGKILL
     final = [name for name in files(target) if not name.startswith(".")]
     assert final == ([n for n in outputs(2) if n != "model1-mp2.safetensors"] if call == "replace" else [])
     assert len(files(target)) == 6  # the others are there under their temporary names
@@ -286,8 +290,8 @@ def test_killed_run(source, tmp_path, call, at):
 
 
 def test_terminated_run(source, tmp_path):
-    done = run_dying("pwrite", "SIGTERM", 200, source("v32")[0], tmp_path / "out")
-    assert (done.returncode, done.stderr.splitlines()[-1]) == (130, "dsa-convert: error: interrupted")
+    status, errors = run_dying("pwrite", signal.SIGTERM, 200, source("v32")[0], tmp_path / "out")
+    assert (status, errors.splitlines()[-1]) == (130, "dsa-convert: error: interrupted")
     assert files(tmp_path / "out") == []
 
 

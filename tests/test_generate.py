@@ -5,7 +5,7 @@ import json
 
 import pytest
 import torch
-from tiny_models import FAMILIES, NEW, Tiny, arguments, make, run_ranks
+from tiny_models import FAMILIES, NEW, Tiny, arguments, make, run_each
 
 from dsa_ext import nn as dsa
 from dsa_ext.generate import Generator, choose
@@ -125,7 +125,7 @@ def test_answers_with_fp8_caches(tinies, family, capsys):
 
 @pytest.mark.parametrize("ranks", [2, 4])
 def test_answers_of_several_ranks(tinies, ranks, tmp_path):
-    run_ranks(ranks, list(tinies.values()), tmp_path)
+    run_each(ranks, list(tinies.values()), tmp_path)
     outcomes = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(ranks)]
     for rank, (runs, drawn) in enumerate(outcomes):
         assert drawn == outcomes[0][1]

@@ -1,5 +1,6 @@
 """transformers' DSA models on this package's functions, against transformers' own eager attention."""
 
+import contextlib
 import copy
 
 import pytest
@@ -27,6 +28,7 @@ from hf_cases import (  # noqa: E402
     of_glm,
     of_v32,
     prompts,
+    quantised_indexer,
 )
 
 from dsa_ext.integrations.transformers import enable  # noqa: E402
@@ -161,6 +163,24 @@ def test_next_tokens_with_fp8(name, fp8_cache):
     assert 1e-3 < off < 0.6 and certain.float().mean() > 0.1
 
 
+@each_model
+def test_fp8_chooses_what_eager_with_fp8_chooses(model):
+    """A prompt and two tokens that are decoded, in float32, against an eager indexer that quantises, too. One code in a
+    million is another, where rounding puts what is quantised on the other side of the middle between two codes; then
+    another key may be chosen, in one batch of ten."""
+    batches = [prompts(LENGTHS) for _ in range(4)]
+    with quantised_indexer(model):
+        wanted = [logits_of(model)(batch) for batch in batches]
+    enable(model)
+    errors = []
+    for batch, want in zip(batches, wanted, strict=True):
+        ids, mask = batch.values()
+        prompt = model(ids[:, :-2], attention_mask=mask[:, :-2])
+        tokens = model(ids[:, -2:], attention_mask=mask, **{CACHE: cache_of(prompt)})
+        errors.append(error(torch.cat([prompt.logits, tokens.logits], 1), want, mask))
+    assert sorted(errors)[1] < TOLERANCE, errors
+
+
 # --- generate
 
 
@@ -204,8 +224,9 @@ CPU, GPU = (2, [64, 40], 24, 1.4), (8, [1500, 900, 96], 512, 1.1)
 
 def bf16_errors(name, topk, device, fp8_indexer) -> tuple[float, float]:
     """Of logits in bf16, against eager attention in float32 with the same weights: our largest error over eager's, and
-    the root of our mean square over eager's. Over all seeds together: where keys are chosen, whose scores are how close
-    to each other decides about the largest error of one batch, and its ratio is anything from 0.7 to 1.8."""
+    the root of our mean square over eager's. With fp8_indexer, both eager models quantise as well: FP8's own error is
+    in all three. Over all seeds together: where keys are chosen, whose scores are how close to each other decides about
+    the largest error of one batch, and its ratio is anything from 0.7 to 1.8."""
     seeds, lengths, *_ = CPU if device == "cpu" else GPU
     largest, squares = torch.zeros(2), torch.zeros(2)
     sizes = {"first_k_dense_replace": 9, "initializer_range": 0.02, "num_attention_heads": 16}
@@ -216,7 +237,8 @@ def bf16_errors(name, topk, device, fp8_indexer) -> tuple[float, float]:
         batch = {key: t.to(device) for key, t in prompts(lengths).items()}
         real = batch["attention_mask"].bool()
         run = lambda model: model(**batch, use_cache=False).logits[real].float()  # noqa: B023, E731
-        want, eager = run(cast(copy.deepcopy(model), torch.float32)), run(model)
+        with quantised_indexer(model) if fp8_indexer else contextlib.nullcontext():
+            want, eager = run(cast(copy.deepcopy(model), torch.float32)), run(model)
         enable(model, fp8_indexer=fp8_indexer)
         errors = torch.stack([run(model) - want, eager - want]).flatten(1).cpu()
         largest = largest.maximum(errors.abs().amax(1))
@@ -225,11 +247,15 @@ def bf16_errors(name, topk, device, fp8_indexer) -> tuple[float, float]:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_bf16_is_as_near_as_eager(name, device):
-    """Where a third of the keys is chosen, without FP8: no more keys are others than float32's than with eager."""
+@pytest.mark.parametrize("fp8_indexer", [False, True])
+def test_bf16_is_as_near_as_eager(name, fp8_indexer, device):
+    """Where a third of the keys is chosen: no more keys are others than float32's than with eager. With FP8, eager is
+    one that quantises: against transformers' own, which does not, the error is 1.5 to 2.5 times eager's in the mean
+    square, on the CPU, because FP8 chooses other keys. That is the format's error, and eager has it, too, as soon as it
+    quantises."""
     _, _, topk, bound = CPU if device == "cpu" else GPU
-    largest, square = bf16_errors(name, topk, device, fp8_indexer=False)
-    assert largest <= 1.5 and square <= bound
+    largest, square = bf16_errors(name, topk, device, fp8_indexer)
+    assert largest <= 1.5 and square <= bound, f"largest {largest:.2f}, mean square {square:.2f}"
 
 
 @pytest.mark.gpu
@@ -237,16 +263,6 @@ def test_bf16_is_as_near_as_eager(name, device):
 def test_bf16_with_all_keys_is_as_near_as_eager(name):
     largest, square = bf16_errors(name, 2048, "cuda", fp8_indexer=True)
     assert largest <= 1.5 and square <= GPU[3]
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("name", NAMES)
-def test_bf16_with_fp8_indexer(name):
-    """FP8's rounding of queries and keys chooses other keys than bf16's, more of them: twice the error."""
-    largest, square = bf16_errors(name, 512, "cuda", fp8_indexer=True)
-    assert largest <= 4 and square <= 4
-    if largest > 1.5:
-        pytest.xfail(f"{largest:.2f} times eager's largest error, 1.5 are asked for; mean square {square:.2f}")
 
 
 def test_the_indexers_weights_are_rounded_once(monkeypatch):

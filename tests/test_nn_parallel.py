@@ -4,7 +4,7 @@ import socket
 
 import pytest
 import torch
-import torch.multiprocessing as multiprocessing
+from processes import run_ranks
 from test_nn_layer import CONFIGS, F64, Paged, make_layer
 
 import dsa_ext.nn as dsa
@@ -50,8 +50,7 @@ def test_heads_over_ranks(name, ranks, tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    arguments = (ranks, port, name, layer.state_dict(), x, tmp_path)
-    multiprocessing.start_processes(run_rank, arguments, nprocs=ranks, start_method="spawn")
+    run_ranks(run_rank, ranks, ranks, port, name, layer.state_dict(), x, tmp_path)
     for i, quantised in enumerate((False, True)):
         want = steps(layer, config, x, quantised)
         first = torch.load(tmp_path / "0.pt")[i]

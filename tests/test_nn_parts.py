@@ -82,6 +82,21 @@ def test_rotate(form, shape):
     assert torch.equal(got[..., 64:], x.to(BF16)[..., 64:])
 
 
+@pytest.mark.parametrize("form", ["half", "interleaved"])
+def test_rotate_of_views(form):
+    """Of any strides, from any offset, of no tokens."""
+    cos, sin = (t.float() for t in layer_oracle.angles(V32, 5))
+    odd, across = torch.randn(5 * 67 + 1)[1:].view(5, 67), torch.randn(66, 5).T
+    for x in (odd, across, across.to(BF16), odd[:1].expand(5, -1), odd[:0]):
+        before, n = x.clone(), len(x)
+        got = dsa.rotate(x, cos[:n], sin[:n], interleaved=form == "interleaved")
+        want = roped(x.double(), cos[:n].double(), sin[:n].double(), form)
+        assert got.shape == x.shape and torch.allclose(
+            got.double(), want, rtol=0, atol=2e-2 if x.dtype == BF16 else 1e-6
+        )
+        assert torch.equal(x, before)
+
+
 # --- configurations
 
 

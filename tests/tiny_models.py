@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, multiprocessing
+from processes import run_ranks
+from torch import Tensor
 
 from dsa_ext import nn as dsa
 from dsa_ext.convert import main as convert
@@ -117,15 +118,14 @@ def arguments(tiny: Tiny, ranks: int, *more: str) -> list[str]:
     return [*places, "--max-new-tokens", str(NEW), *more]
 
 
-def run_ranks(ranks: int, tinies: list[Tiny], results: Path) -> None:
+def run_each(ranks: int, tinies: list[Tiny], results: Path) -> None:
     """`run_rank` on each of several processes."""
     with contextlib.ExitStack() as free:
         sockets = [free.enter_context(socket.socket()) for _ in [*tinies, None]]
         for each in sockets:
             each.bind(("127.0.0.1", 0))
         ports = [each.getsockname()[1] for each in sockets]
-    given = (ranks, ports, tinies, results)
-    multiprocessing.start_processes(run_rank, given, nprocs=ranks, start_method="spawn")
+    run_ranks(run_rank, ranks, ranks, ports, tinies, results)
 
 
 def run_rank(rank: int, ranks: int, ports: list[int], tinies: list[Tiny], results: Path) -> None:

@@ -77,7 +77,8 @@ class SparseMLAttention(nn.Module):
             indices = self.indexer(x, qr, step, cache)
         cache.store_keys(self._keys(x, step), step.slots)
         latent = self._attend(self._queries(qr, step), step, cache, indices)  # [tokens, heads, 512]
-        out = self.wo(torch.einsum("thc,hvc->thv", latent, self._value_weights()).flatten(1))
+        values = torch.bmm(latent.transpose(0, 1), self._value_weights().transpose(1, 2))  # [heads, tokens, v_head_dim]
+        out = self.wo(values.transpose(0, 1).flatten(1))
         if self.group is not None:
             torch.distributed.all_reduce(out, group=self.group)
         return out, indices
@@ -92,7 +93,7 @@ class SparseMLAttention(nn.Module):
         q = self.wq_b(qr).unflatten(-1, (self.heads, -1))
         nope, pe = q.split([self.config.qk_nope_head_dim, self.config.qk_rope_head_dim], -1)
         pe = rotate(pe, step.cos[:, None], step.sin[:, None], interleaved=True)
-        return torch.cat([torch.einsum("thn,hnc->thc", nope, self._key_weights()), pe], -1)
+        return torch.cat([torch.bmm(nope.transpose(0, 1), self._key_weights()).transpose(0, 1), pe], -1)
 
     def _key_weights(self) -> Tensor:
         """[heads, nope, 512], a view of wkv_b, as is the next: nothing has to be absorbed in advance."""

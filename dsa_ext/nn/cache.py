@@ -89,4 +89,5 @@ def _store(rows: Tensor, cache: Tensor, slots: Tensor) -> None:
     pages, page_size, d = cache.shape
     count = pages * page_size
     whole = cache.as_strided((count + 1, d), (d, 1))
-    whole[torch.where((slots >= 0) & (slots < count), slots, count).long()] = rows.to(cache.dtype)
+    # As numbers without a sign, negative slots are beyond the cache, too.
+    whole.index_copy_(0, (slots.long() & 0xFFFFFFFF).clamp(max=count), rows.to(cache.dtype))

@@ -56,9 +56,10 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor, *, interleaved: bool) -> Tensor:
     cos and sin [..., 32] broadcast. Computed in float32, or float64 for float64 x; the result has x's dtype.
     """
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-    first = x[..., :DIMS].to(dtype)
+    first = x[..., :DIMS]
     pairs = first.unflatten(-1, (-1, 2)) if interleaved else first.unflatten(-1, (2, -1)).transpose(-1, -2)
-    a, b = pairs.unbind(-1)
-    pairs = torch.stack([a * cos - b * sin, b * cos + a * sin], -1)
-    rotated = pairs.flatten(-2) if interleaved else pairs.transpose(-1, -2).flatten(-2)
-    return torch.cat([rotated.to(x.dtype), x[..., DIMS:]], -1)
+    # As complex numbers: how many operations a decoding step is decides about its time.
+    pairs = torch.view_as_complex(pairs.to(dtype, copy=True, memory_format=torch.contiguous_format))
+    pairs = torch.view_as_real(pairs * torch.complex(cos, sin))
+    rotated = (pairs if interleaved else pairs.transpose(-1, -2)).flatten(-2).to(x.dtype)
+    return rotated if x.shape[-1] == DIMS else torch.cat([rotated, x[..., DIMS:]], -1)

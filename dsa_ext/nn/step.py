@@ -143,7 +143,7 @@ class Decode:
         self.batch, self.next_n, self.tokens = block_table.shape[0], next_n, block_table.shape[0] * next_n
         self.page_size, self.max_context_len = page_size, max_context_len
         self.block_table, self.context_lens = block_table, context_lens
-        self.slots = torch.where(lengths > 0, _slots(pages, places, page_size), -1).flatten().int()
+        self.slots = _slots(pages, places, page_size).masked_fill(lengths <= 0, -1).flatten()
         self.lengths = lengths.clamp(min=0).int()
         self.cos, self.sin = rope(places.flatten() if positions is None else positions)
         self._plans: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}

@@ -36,6 +36,7 @@ class Latents:
         self.layers: list[nn.LayerCache | None] = [None] * len(self.settings.indexers)
         # bool [batch, tokens] on the CPU: which of the tokens seen were no padding. Only those are in the caches.
         self.columns = torch.zeros(0, 0, dtype=torch.bool)
+        self.lengths: list[int] = []  # how many of each request that are
         self.pages_each = 0
 
     @property
@@ -46,20 +47,21 @@ class Latents:
     def extend(self, new: Tensor) -> tuple[list[int], list[int]]:
         """Makes room for the tokens of bool [batch, new tokens], on the CPU, that are no padding. Returns of each
         request how many tokens it had, and how many are new."""
-        old = self.columns if self.seen else new[:, :0]
-        self.columns = torch.cat([old, new], 1)
-        starts, ends = old.sum(1).tolist(), self.columns.sum(1).tolist()
-        pages = -(-max(ends) // PAGE_SIZE)
+        starts = self.lengths if self.seen else [0] * len(new)
+        added = new.sum(1).tolist()
+        self.columns = torch.cat([self.columns, new], 1) if self.seen else new
+        self.lengths = [start + count for start, count in zip(starts, added, strict=True)]
+        pages = -(-max(self.lengths) // PAGE_SIZE)
         if pages > self.pages_each:
             # An eighth more than it takes, so that the copying adds up to a small multiple of the final size.
-            self._rearrange(torch.arange(len(old)), pages + (pages // 8 + 1 if self.kept else 0))
-        return starts, [end - start for start, end in zip(starts, ends, strict=True)]
+            self._rearrange(torch.arange(len(new)), pages + (pages // 8 + 1 if self.kept else 0))
+        return starts, added
 
     def select(self, requests: Tensor) -> None:
         """Request i becomes a copy of what request requests[i] was."""
         requests = requests.cpu()
         if self.seen:
-            self.columns = self.columns[requests]
+            self._keep(self.columns[requests])
             self._rearrange(requests, self.pages_each)
 
     def crop(self, tokens: int) -> None:
@@ -67,7 +69,10 @@ class Latents:
         if tokens >= self.seen:
             self.clear()
         else:
-            self.columns = self.columns[:, : self.seen - tokens]
+            self._keep(self.columns[:, : self.seen - tokens])
+
+    def _keep(self, columns: Tensor) -> None:
+        self.columns, self.lengths = columns, columns.sum(1).tolist()
 
     def block_table(self, device: torch.device) -> Tensor:
         """int32 [batch, pages]"""

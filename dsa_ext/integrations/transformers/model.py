@@ -148,12 +148,17 @@ class Enabled:
         given["attention_mask"] = dict.fromkeys(["indexed_attention", *self.base.config.layer_types], step)
         return self.original(**given)
 
+    def _rope_on(self, device: torch.device) -> nn.Rope:
+        if self.rope.frequencies.device != device:
+            self.rope.to(device)
+        return self.rope
+
     def _step(self, tokens: Tensor, mask: Any, positions: Tensor | None, cache: Any) -> tuple[Step, Tensor]:
         """(step, position_ids)"""
         batch, count = tokens.shape[:2]
         latents = Latents(self.settings, kept=False) if cache is None else latents_of(cache, self.settings)
         new = _new_tokens(mask, batch, count, latents)
-        rows = None if new.all() else new.flatten().nonzero().squeeze(1).to(tokens.device)
+        rows = None if mask is None or new.all() else new.flatten().nonzero().squeeze(1).to(tokens.device)
         if positions is None:
             positions = torch.arange(latents.seen, latents.seen + count, device=tokens.device)[None]
         elif cache is None and mask is None:
@@ -162,7 +167,7 @@ class Enabled:
         of_tokens = positions.expand(batch, -1).flatten()
         options = {
             "page_size": PAGE_SIZE,
-            "rope": self.rope.to(tokens.device),
+            "rope": self._rope_on(tokens.device),
             "positions": of_tokens if rows is None else of_tokens[rows],
         }
         table = latents.block_table(tokens.device)
