@@ -19,7 +19,8 @@
 namespace dsa::indexer {
 
 constexpr int kTileKeys = 128;
-constexpr int kGap = 1;  // before a block, in tiles: what its Q and weights take to come
+constexpr int kGroupKeys = 8;  // that lie in one page
+constexpr int kGap = 1;        // before a block, in tiles: what its Q and weights take to come
 
 struct Range {
   int start, end;  // of keys; start == end: none
@@ -105,6 +106,13 @@ struct Blocks {
   __device__ __forceinline__ static Tiles cover(int start, int end) {
     return end == 0 ? Tiles{0, 0, 0} : Tiles{start / kTileKeys, (end - 1) / kTileKeys + 1, end};
   }
+};
+
+// A block of queries that comes with tiles [first_key / kTileKeys, + tiles).
+struct Unit {
+  int64_t out;  // offset of the first query's row of the output, in elements
+  int first_key, tiles, tokens;
+  int end_key;  // of the keys that some query sees
 };
 
 // A place on the line: tile `tile` of a block, counted from its first.

@@ -8,14 +8,13 @@
 
 #include "arch/sm100/tmem.cuh"
 #include "arch/sm100/umma.cuh"
-#include "indexer_logits/schedule.cuh"
+#include "indexer_logits/loaders.cuh"
 
 namespace dsa::sm100::indexer_logits {
 
 using namespace cute;
 using namespace dsa::indexer;
 using e4m3 = cutlass::float_e4m3_t;
-using Barrier = cutlass::arch::ClusterTransactionBarrier;
 
 // Warps 0 to 3: producer, products, two that fill. Four warpgroups follow that sum.
 constexpr int kSumGroups = 4, kFillWarps = 2;
@@ -35,7 +34,6 @@ constexpr int kFewBlocks = 384;
 constexpr int kColumns = 256;     // of a product at most: queries times heads
 constexpr int kPartColumns = 64;  // that a warpgroup sums
 constexpr int kLoadColumns = 16;  // that a thread has in registers at a time
-constexpr int kGroupKeys = 8;     // that lie in one page
 static_assert(kTileKeys == kTmemLanes && kPartColumns * kSumGroups == kColumns);
 
 struct TensorMaps {
@@ -90,15 +88,8 @@ struct Config {
   static_assert(kStages % kSumGroups == 0);  // a stage is always the same warpgroups' turn
   static constexpr uint32_t kTileBytes = kTileKeys * kDim, kQBytes = kColumns * kDim;
 
-  // A block of queries that comes with tiles [first_key / 128, + tiles).
-  struct Unit {
-    int64_t out;  // offset of the first query's row of the output, in elements
-    int first_key, tiles, tokens;
-    int end_key;  // of the keys that some query sees
-  };
-
   struct SharedStorage {
-    alignas(1024) e4m3 keys[kStages][kTileKeys * kDim];
+    alignas(1024) e4m3 tiles[kStages][kTileKeys * kDim];
     alignas(1024) e4m3 q[kUnits][kColumns * kDim];
     alignas(16) float scale[kStages][kTileKeys];
     alignas(16) float weight[kUnits][kColumns];
@@ -116,6 +107,8 @@ struct Config {
     // acc_empty   those, when they have loaded it                      products
     Barrier full[kStages], empty[kStages], q_full[kUnits], q_empty[kUnits], acc_full[kMaxSlots], acc_empty[kMaxSlots];
     uint32_t tmem;  // its address
+
+    __device__ __forceinline__ e4m3* keys(int stage) { return tiles[stage]; }
   };
   static_assert(sizeof(SharedStorage) <= 227 * 1024);
 
@@ -150,9 +143,9 @@ struct RingPlace {
   }
 };
 
-template <class Keys_, class Ranges>
+template <class Keys, class Ranges_>
 struct KernelParams {
-  using Keys = Keys_;
+  using Ranges = Ranges_;
   IndexerQueries queries;
   Keys keys;
   Blocks<Ranges> blocks;

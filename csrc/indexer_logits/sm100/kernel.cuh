@@ -32,7 +32,7 @@
 
 #include <cutlass/arch/reg_reconfig.h>
 
-#include "fill.cuh"
+#include "indexer_logits/fill.cuh"
 #include "mma.cuh"
 #include "producer.cuh"
 #include "sums.cuh"
@@ -66,11 +66,11 @@ __global__ void __launch_bounds__(kThreads, 1)
   } else {
     cutlass::arch::warpgroup_reg_dealloc<kOtherRegisters>();
     if (warp == 0)
-      Producer<Config, Params>(params, maps, smem).run(my_part(how, params, smem.sums));
+      Producer<Config, Params>(params, maps, smem).run(how);
     else if (warp == 1)
       Products<Config>{params.split, smem}.run();
     else
-      fill(params, warp - 2);
+      fill<kFillWarps>(params, warp - 2);
   }
 #endif
 }

@@ -40,7 +40,7 @@ struct Products {
         smem.acc_empty[slot].wait(split.parity(n) ^ 1);
         smem.full[tile.index].wait(tile.phase);
         after_tmem_handover();
-        uint64_t const keys = operand<typename Config::KeyLayout>(smem.keys[tile.index]);
+        uint64_t const keys = operand<typename Config::KeyLayout>(smem.keys(tile.index));
         CUTE_UNROLL
         for (int k = 0; k < Config::kDim; k += kUmmaK<e4m3>)
           umma<e4m3>(tmem + slot * split.columns(), umma_operand_at(keys, k), umma_operand_at(queries, k), instruction,

@@ -2,7 +2,9 @@
 // meets, and its tiles of keys.
 #pragma once
 
-#include "loaders.cuh"
+#include "config.h"
+#include "indexer_logits/loaders.cuh"
+#include "indexer_logits/walk.cuh"
 
 namespace dsa::sm100::indexer_logits {
 
@@ -10,13 +12,12 @@ template <class Config, class Params>
 struct Producer {
   static constexpr int kTokens = Config::kTokens, kHeads = Config::kHeads;
   using Shared = typename Config::SharedStorage;
-  using Unit = typename Config::Unit;
 
   Params const& params;
   TensorMaps const& maps;
   Shared& smem;
   int const lane;
-  LoaderOf<Config, Params> loader;
+  LoaderOf<Config, typename Params::Ranges> loader;
   // All buffers start out free.
   RingPlace<Config::kUnits> unit_place{.phase = 1};
   RingPlace<Config::kStages> tile_place{.phase = 1};
@@ -28,49 +29,16 @@ struct Producer {
         lane(threadIdx.x % 32),
         loader(params, maps.keys, smem, threadIdx.x % 32) {}
 
-  __device__ __forceinline__ void run(Part const& part) {
-    Cut at = part.begin;
-    int64_t left = part.length;
-    while (left > 0) {
-      Tiles tiles;
-      if (!find(at, part.end, tiles)) break;
-      int count = int(min(int64_t(tiles.count() - at.tile), left));
-      if (at.block == part.end.block) count = min(count, part.end.tile - at.tile);
-      Unit const unit = describe(at.block, tiles.begin + at.tile, count, tiles.end_key);
-      loader.open(at.block, unit);
-      open_unit(at.block, unit);
-      for (int t = 0; t < count; ++t) load_tile(unit.first_key + t * kTileKeys);
-      left -= count + kGap;  // and the next block's gap
-      at = {at.block + 1, 0};
-    }
+  __device__ __forceinline__ void run(Finding how) {
+    Walk<kWarps, Params>{params, how, smem.sums, lane}.run([&](int block, Unit const& unit) {
+      loader.open(block, unit);
+      open_unit(block, unit);
+      for (int t = 0; t < unit.tiles; ++t) load_tile(unit.first_key + t * kTileKeys);
+    });
     end_work();
   }
 
  private:
-  // The first block from `at` on that has tiles there, before `end`.
-  __device__ __forceinline__ bool find(Cut& at, Cut const& end, Tiles& tiles) const {
-    int const count = params.blocks.count();
-    if (!is_before(at, end) || at.block >= count) return false;
-    tiles = params.blocks.tiles_by_warp(at.block, lane);
-    if (tiles.count() > at.tile) return true;
-    for (int first = at.block + 1; first < count; first += 32) {
-      bool const some = first + lane < count && params.blocks.tiles(first + lane).count() > 0;
-      if (uint32_t const with_tiles = __ballot_sync(~0u, some)) {
-        at = {first + __ffs(int(with_tiles)) - 1, 0};
-        tiles = params.blocks.tiles_by_warp(at.block, lane);
-        return is_before(at, end);
-      }
-    }
-    return false;
-  }
-
-  __device__ __forceinline__ Unit describe(int block, int first_tile, int tiles, int end_key) const {
-    IndexerQueries const& q = params.queries;
-    int64_t const out =
-        params.blocks.batch_of(block) * q.out_stride_batch + params.blocks.first_token(block) * q.out_stride_token;
-    return {out, first_tile * kTileKeys, tiles, params.blocks.tokens_of(block), end_key};
-  }
-
   __device__ __forceinline__ void open_unit(int block, Unit const& unit) {
     IndexerQueries const& q = params.queries;
     int const buffer = unit_place.index;

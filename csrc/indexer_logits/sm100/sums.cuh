@@ -23,7 +23,6 @@ struct Sums {
   static constexpr int kPartTokens = Config::kPartTokens;
   static constexpr int kChunks = kPartColumns / kLoadColumns;
   using Shared = typename Config::SharedStorage;
-  using Unit = typename Config::Unit;
 
   IndexerQueries const& queries;
   Split const split;

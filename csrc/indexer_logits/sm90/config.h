@@ -6,14 +6,13 @@
 
 #include <cute/tensor.hpp>
 
-#include "indexer_logits/schedule.cuh"
+#include "indexer_logits/loaders.cuh"
 
 namespace dsa::sm90::indexer_logits {
 
 using namespace cute;
 using namespace dsa::indexer;
 using e4m3 = cutlass::float_e4m3_t;
-using Barrier = cutlass::arch::ClusterTransactionBarrier;
 
 // Three consumer warpgroups and another one: two producer warps, and two that fill.
 constexpr int kConsumers = 3, kProducers = 2, kFillWarps = 2;
@@ -23,9 +22,10 @@ constexpr int kOtherRegisters = 80;
 static_assert(kConsumers * kConsumerRegisters + kOtherRegisters == 512);
 
 constexpr int kHalf = kTileKeys / 2;  // keys of one product, and rows of a warpgroup's accumulator
-constexpr int kGroupKeys = 8;         // that lie in one page
 
-// Tiles go to the consumers by turns, if these do not share each.
+// How the consumers share the work (kernel.cuh): each has its queries, or its turns at the tiles.
+template <class Ranges>
+constexpr bool split_queries = std::is_same_v<Ranges, RaggedRanges>;
 __host__ __device__ constexpr int turns_of(bool split_queries) { return split_queries ? 1 : kConsumers; }
 
 struct TensorMaps {
@@ -94,13 +94,6 @@ struct Config {
     return {slabs, buffers, stages / turns * turns};
   }
 
-  // A block of queries that comes with tiles [first_key / 128, + tiles).
-  struct Unit {
-    int64_t out;  // offset of the first query's row of the output, in elements
-    int first_key, tiles, tokens;
-    int end_key;  // of the keys that some query sees
-  };
-
   struct SharedStorage {
     alignas(1024) e4m3 pool[kPool * kTileBytes];  // the stages of keys, and behind them the slabs of Q
     alignas(16) float scale[kMaxStages][kTileKeys];
@@ -139,9 +132,9 @@ struct Config {
   }
 };
 
-template <class Keys_, class Ranges>
+template <class Keys, class Ranges_>
 struct KernelParams {
-  using Keys = Keys_;
+  using Ranges = Ranges_;
   IndexerQueries queries;
   Keys keys;
   Blocks<Ranges> blocks;

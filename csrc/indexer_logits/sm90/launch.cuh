@@ -34,7 +34,7 @@ cudaError_t launch(Params const& params, TensorMaps const& maps, cudaStream_t st
 template <int kHeads, int kDim, int kColumns>
 cudaError_t launch_ragged(IndexerQueries const& q, IndexerKeys const& k, cudaStream_t stream) {
   using Config = Config<kHeads, kDim, kColumns>;
-  Rings const rings = Config::rings(kConsumers, turns_of(RaggedLoader<Config>::kSplitQueries));
+  Rings const rings = Config::rings(kConsumers, turns_of(split_queries<RaggedRanges>));
   RaggedRanges const ranges = {k.start, k.end, k.start_stride, k.end_stride, q.columns};
   RaggedParams const params = {q, k, Blocks(ranges, 1, q.tokens, rings.slabs * Config::kTokens), rings};
   TensorMaps maps;
@@ -52,7 +52,7 @@ cudaError_t launch_paged(IndexerQueries const& q, PagedIndexerKeys const& k, cud
   // As many queries as there is room for share the keys that are read.
   int const slabs = (q.tokens - 1) / Config::kTokens + 1, blocks = (slabs - 1) / Config::kSlabs + 1;
   int const slabs_of_block = (slabs - 1) / blocks + 1;
-  Rings const rings = Config::rings(slabs_of_block, turns_of(PagedLoader<Config>::kSplitQueries));
+  Rings const rings = Config::rings(slabs_of_block, turns_of(split_queries<PagedRanges>));
   int64_t const room = int64_t(k.table_width) * k.page_size;
   PagedRanges const ranges = {k.context_lens,
                               k.lens_stride_batch,
@@ -63,7 +63,7 @@ cudaError_t launch_paged(IndexerQueries const& q, PagedIndexerKeys const& k, cud
   PagedParams const params = {q, k, Blocks(ranges, q.batch, q.tokens, rings.slabs * Config::kTokens), rings};
   TensorMaps maps;
   if (cudaError_t e = encode_q<Config>(maps.q, q)) return e;
-  auto const box = uint32_t(PagedLoader<Config>::keys_of_box(k.page_size));
+  auto const box = uint32_t(keys_of_box(k.page_size));
   if (cudaError_t e = encode_byte_tensor_map<3>(
           maps.keys, Rows<kDim>::kSwizzle, k.cache, {uint64_t(q.dim), uint64_t(k.page_size), uint64_t(k.pages)},
           {uint64_t(q.dim), k.pages > 1 ? uint64_t(k.page_stride) : uint64_t(q.dim)}, {uint32_t(q.dim), box, 1}))

@@ -2,60 +2,11 @@
 // block of queries that it meets, a unit; the other that unit's tiles of keys.
 #pragma once
 
-#include "loaders.cuh"
+#include "config.h"
+#include "indexer_logits/loaders.cuh"
+#include "indexer_logits/walk.cuh"
 
 namespace dsa::sm90::indexer_logits {
-
-template <class Config, class Params>
-struct Walk {
-  using Unit = typename Config::Unit;
-
-  Params const& params;
-  Finding const how;
-  LineSums<kWarps> const& sums;
-  int const lane;
-
-  // visit(block, unit), of one after the other.
-  template <class Visit>
-  __device__ __forceinline__ void run(Visit visit) const {
-    Part const part = my_part(how, params, sums);
-    Cut at = part.begin;
-    int64_t left = part.length;
-    Tiles tiles;
-    while (left > 0 && find(at, part.end, tiles)) {
-      int count = int(min(int64_t(tiles.count() - at.tile), left));
-      if (at.block == part.end.block) count = min(count, part.end.tile - at.tile);
-      visit(at.block, describe(at.block, tiles.begin + at.tile, count, tiles.end_key));
-      left -= count + kGap;  // and the next block's gap
-      at = {at.block + 1, 0};
-    }
-  }
-
- private:
-  // The first block from `at` on that has tiles there, before `end`.
-  __device__ __forceinline__ bool find(Cut& at, Cut const& end, Tiles& tiles) const {
-    int const count = params.blocks.count();
-    if (!is_before(at, end) || at.block >= count) return false;
-    tiles = params.blocks.tiles_by_warp(at.block, lane);
-    if (tiles.count() > at.tile) return true;
-    for (int first = at.block + 1; first < count; first += 32) {
-      bool const some = first + lane < count && params.blocks.tiles(first + lane).count() > 0;
-      if (uint32_t const with_tiles = __ballot_sync(~0u, some)) {
-        at = {first + __ffs(int(with_tiles)) - 1, 0};
-        tiles = params.blocks.tiles_by_warp(at.block, lane);
-        return is_before(at, end);
-      }
-    }
-    return false;
-  }
-
-  __device__ __forceinline__ Unit describe(int block, int first_tile, int tiles, int end_key) const {
-    IndexerQueries const& q = params.queries;
-    int64_t const out =
-        params.blocks.batch_of(block) * q.out_stride_batch + params.blocks.first_token(block) * q.out_stride_token;
-    return {out, first_tile * kTileKeys, tiles, params.blocks.tokens_of(block), end_key};
-  }
-};
 
 // Of Q.
 template <class Config, class Params>
@@ -70,13 +21,12 @@ struct UnitProducer {
   uint32_t phase = 1;  // all buffers start out free
 
   __device__ __forceinline__ void run(Finding how) {
-    Walk<Config, Params>{params, how, smem.sums, lane}.run(
-        [&](int block, typename Config::Unit const& unit) { open(block, unit); });
+    Walk<kWarps, Params>{params, how, smem.sums, lane}.run([&](int block, Unit const& unit) { open(block, unit); });
     end_work();
   }
 
  private:
-  __device__ __forceinline__ void open(int block, typename Config::Unit const& unit) {
+  __device__ __forceinline__ void open(int block, Unit const& unit) {
     IndexerQueries const& q = params.queries;
     int const slabs = params.rings.slabs, first_slab = params.rings.slab(buffer, 0);
     int const batch = params.blocks.batch_of(block), token = params.blocks.first_token(block);
@@ -123,7 +73,7 @@ struct UnitProducer {
 };
 
 // Of keys.
-template <class Config, class Loader, class Params>
+template <class Config, class Params>
 struct KeyProducer {
   Params const& params;
   CUtensorMap const& map;
@@ -131,10 +81,10 @@ struct KeyProducer {
   int const lane;
 
   __device__ __forceinline__ void run(Finding how) {
-    Loader loader(params, map, smem, lane);
+    LoaderOf<Config, typename Params::Ranges> loader(params, map, smem, lane);
     int stage = 0;
     uint32_t phase = 1;  // all stages start out free
-    Walk<Config, Params>{params, how, smem.sums, lane}.run([&](int block, typename Config::Unit const& unit) {
+    Walk<kWarps, Params>{params, how, smem.sums, lane}.run([&](int block, Unit const& unit) {
       loader.open(block, unit);
       for (int t = 0; t < unit.tiles; ++t) {
         smem.empty[stage].wait(phase);

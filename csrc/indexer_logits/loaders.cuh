@@ -1,21 +1,26 @@
 // How a tile of keys comes into shared memory: from a row of keys, or from the pages of a cache. By one warp.
 //
-//   kSplitQueries         how consumers share the tiles (kernel.cuh)
 //   open(block, unit)     before the tiles of a unit
 //   load(stage, key)      the tile that begins with this key: each lane's arrival at full[stage] when its copies land,
 //                         and the first lane's with the bytes that TMA brings
 #pragma once
 
+#include <cuda.h>
+#include <cutlass/arch/barrier.h>
+
 #include <cute/arch/copy_sm90_tma.hpp>
+#include <type_traits>
 
-#include "config.h"
+#include "indexer_logits/schedule.cuh"
 
-namespace dsa::sm90::indexer_logits {
+namespace dsa::indexer {
+
+using Barrier = cutlass::arch::ClusterTransactionBarrier;
 
 // Copies kBytes (4 or 16), or writes zeros and reads nothing if `valid` is false.
 template <int kBytes>
 __device__ __forceinline__ void copy_async(void* smem_dst, void const* src, bool valid) {
-  asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(cast_smem_ptr_to_uint(smem_dst)), "l"(src),
+  asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(cute::cast_smem_ptr_to_uint(smem_dst)), "l"(src),
                "n"(kBytes), "r"(valid ? kBytes : 0)
                : "memory");
 }
@@ -26,7 +31,6 @@ __device__ __forceinline__ void arrive_after_copies(Barrier& barrier) {
 
 template <class Config>
 struct RaggedLoader {
-  static constexpr bool kSplitQueries = true;
   using Shared = typename Config::SharedStorage;
 
   IndexerKeys const& keys;
@@ -35,18 +39,20 @@ struct RaggedLoader {
   Shared& smem;
   int const lane;
 
-  __device__ __forceinline__ RaggedLoader(RaggedParams const& params, CUtensorMap const& map, Shared& smem, int lane)
+  template <class Params>
+  __device__ __forceinline__ RaggedLoader(Params const& params, CUtensorMap const& map, Shared& smem, int lane)
       : keys(params.keys), count(params.queries.columns), map(map), smem(smem), lane(lane) {}
 
-  __device__ __forceinline__ void open(int, typename Config::Unit const&) {}
+  __device__ __forceinline__ void open(int, Unit const&) {}
 
   __device__ __forceinline__ void load(int stage, int key) {
     Barrier& full = smem.full[stage];
     if (lane == 0) {
       smem.valid[stage] = ~0u;
       full.arrive_and_expect_tx(Config::kTileBytes);
-      SM90_TMA_LOAD_2D::copy(&map, reinterpret_cast<uint64_t*>(&full),
-                             static_cast<uint64_t>(TMA::CacheHintSm90::EVICT_NORMAL), smem.keys(stage), 0, key);
+      cute::SM90_TMA_LOAD_2D::copy(&map, reinterpret_cast<uint64_t*>(&full),
+                                   static_cast<uint64_t>(cute::TMA::CacheHintSm90::EVICT_NORMAL), smem.keys(stage), 0,
+                                   key);
     }
     CUTE_UNROLL
     for (int i = lane; i < kTileKeys; i += 32) {
@@ -57,11 +63,17 @@ struct RaggedLoader {
   }
 };
 
+// The largest power of two of keys that divides a page, up to half a tile; at least kGroupKeys (why_unsupported).
+__host__ __device__ __forceinline__ int keys_of_box(int page_size) {
+  int const power = page_size & -page_size;
+  return power < kTileKeys / 2 ? power : kTileKeys / 2;
+}
+__device__ __forceinline__ int log2_of(int power) { return __ffs(power) - 1; }
+
 // A tile is kTileKeys / box boxes of keys that lie in one page each. The block table is read for 32 boxes at a time,
 // one a lane, while those before are loaded. A box without a page has page -1, where TMA finds zeros and reads nothing.
 template <class Config>
 struct PagedLoader {
-  static constexpr bool kSplitQueries = false;
   using Shared = typename Config::SharedStorage;
 
   PagedIndexerKeys const& keys;
@@ -76,7 +88,8 @@ struct PagedLoader {
   int at;   // box that lane 0 has the page of
   int page, next_page;
 
-  __device__ __forceinline__ PagedLoader(PagedParams const& params, CUtensorMap const& map, Shared& smem, int lane)
+  template <class Params>
+  __device__ __forceinline__ PagedLoader(Params const& params, CUtensorMap const& map, Shared& smem, int lane)
       : keys(params.keys),
         blocks(params.blocks),
         map(map),
@@ -86,15 +99,7 @@ struct PagedLoader {
         boxes(kTileKeys >> shift),
         boxes_of_page(keys.page_size >> shift) {}
 
-  // The largest power of two that divides a page, up to half a tile; at least kGroupKeys (why_unsupported).
-  __host__ __device__ __forceinline__ static int keys_of_box(int page_size) {
-    int const power = page_size & -page_size;
-    return power < kHalf ? power : kHalf;
-  }
-
-  __device__ __forceinline__ static int log2_of(int power) { return __ffs(power) - 1; }
-
-  __device__ __forceinline__ void open(int block, typename Config::Unit const& unit) {
+  __device__ __forceinline__ void open(int block, Unit const& unit) {
     table = keys.block_table + blocks.batch_of(block) * keys.table_stride_batch;
     at = unit.first_key >> shift;
     end = ((unit.end_key - 1) >> shift) + 1;
@@ -120,8 +125,8 @@ struct PagedLoader {
     }
     __syncwarp();
     if (lane < boxes)
-      SM90_TMA_LOAD_3D::copy(
-          &map, reinterpret_cast<uint64_t*>(&full), static_cast<uint64_t>(TMA::CacheHintSm90::EVICT_NORMAL),
+      cute::SM90_TMA_LOAD_3D::copy(
+          &map, reinterpret_cast<uint64_t*>(&full), static_cast<uint64_t>(cute::TMA::CacheHintSm90::EVICT_NORMAL),
           smem.keys(stage) + (my_box << shift) * Config::kDim, 0, box_in_page(first + my_box) << shift, my_box_page);
     int const place = (box_in_page(first + (my_scale >> shift)) << shift) + (my_scale & ((1 << shift) - 1));
     int64_t const offset = max(my_scale_page, 0) * keys.page_stride + int64_t(keys.page_size) * Config::kDim +
@@ -142,17 +147,7 @@ struct PagedLoader {
   }
 };
 
-template <class Params>
-struct LoaderOf;
-template <>
-struct LoaderOf<RaggedParams> {
-  template <class Config>
-  using Loader = RaggedLoader<Config>;
-};
-template <>
-struct LoaderOf<PagedParams> {
-  template <class Config>
-  using Loader = PagedLoader<Config>;
-};
+template <class Config, class Ranges>
+using LoaderOf = std::conditional_t<std::is_same_v<Ranges, PagedRanges>, PagedLoader<Config>, RaggedLoader<Config>>;
 
-}  // namespace dsa::sm90::indexer_logits
+}  // namespace dsa::indexer

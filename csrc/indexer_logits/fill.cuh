@@ -1,11 +1,12 @@
-// The fill warps: -inf into what lies outside of a block's tiles. Within them the consumers write every element.
+// The fill warps: -inf into what lies outside of a block's tiles. Within them each element is written by whom computes
+// it.
 #pragma once
 
 #include <cuda_bf16.h>
 
-#include "config.h"
+#include "indexer_logits/schedule.cuh"
 
-namespace dsa::sm90::indexer_logits {
+namespace dsa::indexer {
 
 constexpr int kFillColumns = 4096;  // of an item: all queries of a block, so many columns
 
@@ -23,11 +24,12 @@ __device__ __forceinline__ void fill_row(T* row, int begin, int end, T value, ui
   if (tail + lane < n) first[tail + lane] = value;
 }
 
-template <class Params>
+// Warp `warp` of kWarps of this CTA.
+template <int kWarps, class Params>
 __device__ __forceinline__ void fill(Params const& params, int warp) {
   IndexerQueries const& q = params.queries;
   int const lane = threadIdx.x % 32, chunks = (q.columns - 1) / kFillColumns + 1;
-  int64_t const items = int64_t(params.blocks.count()) * chunks, step = int64_t(gridDim.x) * kFillWarps;
+  int64_t const items = int64_t(params.blocks.count()) * chunks, step = int64_t(gridDim.x) * kWarps;
   for (int64_t item = int64_t(warp) * gridDim.x + blockIdx.x; item < items; item += step) {
     int const block = int(item / chunks), first = int(item % chunks) * kFillColumns;
     int const last = first + min(kFillColumns, q.columns - first);
@@ -53,4 +55,4 @@ __device__ __forceinline__ void fill(Params const& params, int warp) {
   }
 }
 
-}  // namespace dsa::sm90::indexer_logits
+}  // namespace dsa::indexer

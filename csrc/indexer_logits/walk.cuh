@@ -1,0 +1,58 @@
+// A CTA's walk over its part of the line (schedule.cuh), from one block of queries that has tiles there to the next.
+#pragma once
+
+#include "indexer_logits/schedule.cuh"
+
+namespace dsa::indexer {
+
+// By one warp.
+template <int kWarps, class Params>
+struct Walk {
+  Params const& params;
+  Finding const how;
+  LineSums<kWarps> const& sums;
+  int const lane;
+
+  // visit(block, unit), of one after the other.
+  template <class Visit>
+  __device__ __forceinline__ void run(Visit visit) const {
+    Part const part = my_part(how, params, sums);
+    Cut at = part.begin;
+    int64_t left = part.length;
+    Tiles tiles;
+    while (left > 0 && find(at, part.end, tiles)) {
+      int count = int(min(int64_t(tiles.count() - at.tile), left));
+      if (at.block == part.end.block) count = min(count, part.end.tile - at.tile);
+      visit(at.block, describe(at.block, tiles.begin + at.tile, count, tiles.end_key));
+      left -= count + kGap;  // and the next block's gap
+      at = {at.block + 1, 0};
+    }
+  }
+
+ private:
+  // The first block from `at` on that has tiles there, before `end`.
+  __device__ __forceinline__ bool find(Cut& at, Cut const& end, Tiles& tiles) const {
+    int const count = params.blocks.count();
+    if (!is_before(at, end) || at.block >= count) return false;
+    tiles = params.blocks.tiles_by_warp(at.block, lane);
+    if (tiles.count() > at.tile) return true;
+    for (int first = at.block + 1; first < count; first += 32) {
+      bool const some = first + lane < count && params.blocks.tiles(first + lane).count() > 0;
+      if (uint32_t const with_tiles = __ballot_sync(~0u, some)) {
+        at = {first + __ffs(int(with_tiles)) - 1, 0};
+        tiles = params.blocks.tiles_by_warp(at.block, lane);
+        return is_before(at, end);
+      }
+    }
+    return false;
+  }
+
+  __device__ __forceinline__ Unit describe(int block, int first_tile, int tiles, int end_key) const {
+    IndexerQueries const& q = params.queries;
+    int64_t const out =
+        params.blocks.batch_of(block) * q.out_stride_batch + params.blocks.first_token(block) * q.out_stride_token;
+    return {out, first_tile * kTileKeys, tiles, params.blocks.tokens_of(block), end_key};
+  }
+};
+
+}  // namespace dsa::indexer
