@@ -114,6 +114,22 @@ void Races::synchronise_warp(Warp& w, u32 lanes) {
   groups.push_back(std::move(together));
 }
 
+// Of each lane: what is complete to it so far, its own accesses and copies among that.
+void Races::fence_proxies(Warp& w, u32 lanes) {
+  WarpState& s = state(w);
+  acquire(w, lanes, {});  // the lanes that fence become groups of their own
+  for (Knowledge& k : s.groups) {
+    u32 const some = k.lanes & lanes;
+    if (some == 0) continue;
+    Clock before = k.clock;
+    bool const all = (w.alive & ~some) == 0;
+    before.add(s.agent, all ? Known{s.time + 1, 0, 0} : Known{0, s.time + 1, some});
+    add_done(s.copies, some, all, before);
+    k.clock.fence(before);
+  }
+  ++s.time;
+}
+
 // --- mbarriers
 
 namespace {
@@ -187,10 +203,10 @@ void Races::wait_all(Warp& w, u32 lanes, Kind kind) {
   });
 }
 
-// A warp's products are those of its lane 0 here.
+// A warp waits for its share of the products; its groups are counted at lane 0.
 void Races::learn_products(Warp& w) {
   WarpState& s = state(w);
-  for (Knowledge& k : s.groups) k.clock.add(s.products.agent, {s.products.done[0], 0, 0});
+  for (Knowledge& k : s.groups) k.clock.add(s.products.agent, {0, s.products.done[0], share(w)});
 }
 
 }  // namespace emu

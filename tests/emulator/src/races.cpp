@@ -51,12 +51,22 @@ void Races::check(u32 address, Stamp const& before, Stamp const& now, std::vecto
   bool const together = before.agent == now.agent && before.time == now.time && before.pc == now.pc;
   if (together && agents_[now.agent].kind == kThreads) return;
   for (Issuer const& who : issuers) {
-    if ((only_ != nullptr && only_ != who.warp) || ordered(before, who) || allowed(before, now)) continue;
+    if (only_ != nullptr && only_ != who.warp) continue;
+    bool const race = !ordered(before, who) && !allowed(before, now);
+    if (!race && !lacks_fence(before, now, *who.clock)) continue;
     Cta const& cta = cluster_.ctas[address >> 24];
-    fault("race on shared memory at dynamic offset %d: nothing orders\n    %s\n      %s\n    before %s\n      %s",
-          int(address & kOffsetMask) - int(cta.dynamic_offset), describe(before).c_str(), place_in_code(before).c_str(),
-          describe(now).c_str(), place_in_code(now).c_str());
+    fault("race on shared memory at dynamic offset %d: %s\n    %s\n      %s\n    before %s\n      %s",
+          int(address & kOffsetMask) - int(cta.dynamic_offset), race ? "nothing orders" : "no proxy fence orders",
+          describe(before).c_str(), place_in_code(before).c_str(), describe(now).c_str(), place_in_code(now).c_str());
   }
+}
+
+// The async proxy reads what the generic one wrote.
+bool Races::lacks_fence(Stamp const& before, Stamp const& now, Clock const& known) const {
+  auto const is_any = [](Kind kind, Kind a, Kind b) { return kind == a || kind == b; };
+  return settings.proxy_fences && is_any(agents_[now.agent].kind, kProducts, kBulkStores) &&
+         is_any(agents_[before.agent].kind, kThreads, kCopies) &&
+         !known.covers_fenced(before.agent, before.lanes, before.time);
 }
 
 std::string Races::place_in_code(Stamp const& s) const {
@@ -203,7 +213,7 @@ void Races::begin_product(Warp& first, std::vector<Clock const*> const& known, u
   issuers_.clear();
   for (size_t n = 0; n < known.size(); ++n)
     issuers_.push_back({&state(first.cta->warps[size_t(first.id) + n]), known[n], kAllLanes});
-  reader_ = {number, 1, pc, operations(first, kProducts).agent, 0, Access::kRead};
+  reader_ = {number, kAllLanes, pc, operations(first, kProducts).agent, 0, Access::kRead};
   only_ = nullptr;
 }
 

@@ -7,9 +7,13 @@
 //   cp.async of a warp      known to a lane once it has waited; to others through its arrivals from then on, or
 //                           through cp.async.mbarrier.arrive.noinc
 //   bulk stores of a warp   likewise
-//   products of a warpgroup known to a warp that has waited; each begins after what all four warps knew at its issue
+//   products of a warpgroup four shares: a warp that has waited knows its own; each begins after what the four warps
+//                           knew at its issue
 //   transactions of an      TMA, bulk copies, st.async: known to who has waited for the mbarrier's phase; each begins
 //   mbarrier                after what its issuer knew
+//
+// What products and bulk stores read through the async proxy, and threads or cp.async wrote, also needs a proxy fence
+// on the way (settings.proxy_fences): of a thread to which the write is complete, before the reader's issue.
 //
 // A CTA may not end before what others do in its memory.
 //
@@ -46,6 +50,7 @@ class Races {
   void release(Warp& w, u32 lanes, Clock& into);
   void acquire(Warp& w, u32 lanes, Clock const& from);
   void synchronise_warp(Warp& w, u32 lanes);
+  void fence_proxies(Warp& w, u32 lanes);
   Clock& named_barrier(Cta const& cta, u32 number) { return named_[cta.rank * kNamedBarriers + number]; }
 
   // Who exits has arrived.
@@ -76,7 +81,10 @@ class Races {
   // with what each of the four knew when it issued its share; read_for() says whose share comes.
   void begin_bulk_store(Warp& w, int lane);
   void begin_product(Warp& first, std::vector<Clock const*> const& known, u32 number, i32 pc);
-  void read_for(Warp const* w) { only_ = w == nullptr ? nullptr : &state(*w); }  // null: for all
+  void read_for(Warp const* w) {  // null: for all
+    only_ = w == nullptr ? nullptr : &state(*w);
+    reader_.lanes = w == nullptr ? kAllLanes : share(*w);
+  }
   void end_reader() { issuers_.clear(); }
   void async_read(u32 address, u32 bytes);
   Clock known_to_any_lane(Warp const& w);
@@ -141,11 +149,14 @@ class Races {
   u16 new_agent(Kind kind, u32 cta, u32 number);
   Mbarrier& mbarrier_at(u32 address);
   Issuer issuer(Warp& w, int lane);
+  // Of products: as many lanes of their agent as a warp has.
+  static u32 share(Warp const& w) { return 0xffu << w.id % 4 * 8; }
   void learn_products(Warp& w);
   void use_mbarrier(Warp& w, int lane, u32 address);
   static void add_done(Operations const& o, u32 lanes, bool all, Clock& into);
 
   bool allowed(Stamp const& before, Stamp const& now) const;
+  bool lacks_fence(Stamp const& before, Stamp const& now, Clock const& known) const;
   static bool ordered(Stamp const& before, Issuer const& now);
   void visit(u32 rank, Stamp const& stamp);
   std::string place_in_code(Stamp const& stamp) const;

@@ -48,6 +48,7 @@ void exit_lanes(Warp& w, u32 lanes) {
   for (Group& g : w.groups)
     if (g.wait == Group::kConvergence) g.wait = Group::kNone;
   if (w.alive != 0) return;
+  if (w.wgmma_newest > w.wgmma_waited_for) fault("the warp ends before it has waited for its matrix products");
   Cta const& cta = *w.cta;
   advance_cluster_barrier(*cta.cluster);
   auto const ended = [](Warp const& x) { return x.alive == 0; };
