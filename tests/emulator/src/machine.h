@@ -174,6 +174,7 @@ struct Cluster {
   std::deque<Task> copies;  // TMA and bulk copies: complete in any order
   std::deque<Task> tensor;  // tcgen05: completes in order
   u32 landing = 0;          // of the copies, those that write shared memory
+  u64 phases_ended = 0;     // of its mbarriers
   std::shared_ptr<Races> races;
 };
 

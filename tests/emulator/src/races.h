@@ -174,6 +174,7 @@ class Races {
   std::vector<std::vector<u8>> used_;                   // of each kBlock of them, whether some is not as at the start
   std::vector<std::vector<MoreReaders>> more_;          // the second reader and the others
   std::vector<std::unordered_map<u32, Stamp>> visits_;  // to a CTA's memory, by other CTAs' warps: the last ones
+  mutable std::unordered_map<u64, bool> allowed_;       // of two places in the code, whether they may race
   std::vector<Clock> named_;
   std::unordered_map<u32, Mbarrier> mbarriers_;
   Mbarrier cluster_barrier_;
