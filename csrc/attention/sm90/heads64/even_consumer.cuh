@@ -71,7 +71,6 @@ struct EvenConsumer : Consumer<Config, Work> {
     if constexpr (Config::kEvenPOverRope) cutlass::arch::NamedBarrier::arrive_and_wait(128, kEvenScores);
     store_rows(recast<uint32_t const>(rP), smem.even_p(), lane, warp);
     stats.publish(smem.reference[kEven], lane, warp);
-    cutlass::arch::fence_view_async_shared();
     cutlass::arch::NamedBarrier::arrive(256, kEvenPReady);
     this->issue_own_values(0, kLeft);
     this->wait_products();
