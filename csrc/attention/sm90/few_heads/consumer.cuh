@@ -123,8 +123,8 @@ struct Consumer {
                make_tensor(make_smem_ptr(opaque(smem.q[me] + Config::column_tile(p) * Config::kQTileElements)),
                            typename Config::HeadLayout{}),
                rS, thread, p == 0);
-      warpgroup_commit_batch();
     }
+    warpgroup_commit_batch();
     uint64_t const valid = smem.valid[me][block % 2];
     warpgroup_wait<0>();
     warpgroup_fence_operand(rS);
