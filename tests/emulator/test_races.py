@@ -57,6 +57,25 @@ wgmma.commit_group.sync.aligned;
 """
 WAIT_FOR_PRODUCT = "wgmma.wait_group.sync.aligned 0;"
 
+# Of 128 rows of 32 bytes, in cores of 8 rows of 16 bytes, to tensor memory.
+ALLOCATE = (
+    BARRIERS.format(count=1) + "setp.lt.u32 %p4, %r0, 32;\n"
+    "@%p4 tcgen05.alloc.cta_group::1.sync.aligned.shared::cta.b32 [%r1+2048], 32;\nbar.sync 0;\n"
+    "ld.shared.u32 %r8, [%r1+2048];\n"
+)
+STORE_ROW = "st.shared.u32 [%r3+16384], %r0;\n"
+TENSOR_COPY = """
+mov.u64 %rd1, 70437464178688;
+mov.u32 %r6, memory;
+add.u32 %r6, %r6, 16384;
+shr.u32 %r6, %r6, 4;
+cvt.u64.u32 %rd2, %r6;
+or.b64 %rd1, %rd1, %rd2;
+@%p0 tcgen05.cp.cta_group::1.128x256b [%r8], %rd1;
+@%p0 tcgen05.commit.cta_group::1.mbarrier::arrive::one.shared::cluster.b64 [%r1+1024];
+"""
+FREE = "bar.sync 0;\n@%p4 tcgen05.dealloc.cta_group::1.sync.aligned.b32 %r8, 32;\n"
+
 # name: (what comes before, the instruction in question, what comes after[, options of the launch])
 PAIRS = {
     "read after write": ("st.shared.u32 [%r3], %r0;", "bar.sync 0;", "ld.shared.u32 %r9, [%r4];"),
@@ -122,6 +141,24 @@ PAIRS = {
         "@%p0 st.shared.u32 [%r1], %r0;",
         {"threads": 128},
     ),
+    "a copy to tensor memory": (
+        ALLOCATE + STORE_ROW + "fence.proxy.async;\nbar.sync 0;" + TENSOR_COPY,
+        WAIT,
+        STORE_ROW + FREE,
+        {"threads": 128},
+    ),
+    "what is copied to tensor memory": (
+        ALLOCATE + STORE_ROW + "fence.proxy.async;",
+        "bar.sync 0;",
+        TENSOR_COPY + WAIT + FREE,
+        {"threads": 128},
+    ),
+    "the address of tensor memory": (
+        ALLOCATE.rpartition("bar.sync 0;")[0],
+        "bar.sync 0;",
+        "ld.shared.u32 %r8, [%r1+2048];\n" + FREE,
+        {"threads": 128},
+    ),
     "another CTA's memory": (
         "mov.u32 %r6, %cluster_ctarank;\nxor.b32 %r6, %r6, 1;\nmapa.shared::cluster.u32 %r7, %r3, %r6;\n"
         "barrier.cluster.arrive.aligned;\nbarrier.cluster.wait.aligned;\nst.shared::cluster.u32 [%r7], %r0;",
@@ -178,6 +215,7 @@ FENCES = {
         PRODUCT,
     ),
     "of a bulk store": (STORE, "@%p0 " + FENCE, BULK_STORE),
+    "of a copy to tensor memory": (ALLOCATE + STORE_ROW, FENCE, "bar.sync 0;" + TENSOR_COPY + WAIT + FREE),
 }
 
 

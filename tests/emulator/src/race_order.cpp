@@ -8,6 +8,7 @@ void Races::begin() {
   warps_.clear();
   agents_.clear();
   mbarriers_.clear();
+  tensor_.assign(cluster_.ctas.size(), {});
   named_.assign(cluster_.ctas.size() * kNamedBarriers, {});
   cluster_barrier_ = {};
   visits_.assign(cluster_.ctas.size(), {});
@@ -163,6 +164,15 @@ void Races::arrive_when_copied(Warp& w, u32 lanes, u64 const* mbarriers) {
     bool const all = (w.alive & ~same) == 0;
     mbarrier_at(m).arrived.add(copies.agent, all ? Known{copies.issued, 0, 0} : Known{0, copies.issued, same});
   });
+}
+
+void Races::commit_tensor(Warp& w, int lane, u32 mbarrier) {
+  Clock& arrived = mbarrier_at(mbarrier).arrived;
+  release(w, 1u << lane, arrived);
+  TensorWork const& work = tensor_[w.cta->rank];
+  if (work.agent == kNoAgent) return;
+  arrived.join(work.before);
+  arrived.add(work.agent, {work.issued, 0, 0});
 }
 
 void Races::end_phase(u32 mbarrier) {

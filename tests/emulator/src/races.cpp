@@ -66,10 +66,9 @@ void Races::check(u32 address, Stamp const& before, Stamp const& now, std::vecto
 
 // The async proxy reads what the generic one wrote.
 bool Races::lacks_fence(Stamp const& before, Stamp const& now, Clock const& known) const {
-  auto const is_any = [](Kind kind, Kind a, Kind b) { return kind == a || kind == b; };
-  return settings.proxy_fences && is_any(agents_[now.agent].kind, kProducts, kBulkStores) &&
-         is_any(agents_[before.agent].kind, kThreads, kCopies) &&
-         !known.covers_fenced(before.agent, before.lanes, before.time);
+  Kind const reader = agents_[now.agent].kind, writer = agents_[before.agent].kind;
+  return settings.proxy_fences && (reader == kProducts || reader == kBulkStores || reader == kTensor) &&
+         (writer == kThreads || writer == kCopies) && !known.covers_fenced(before.agent, before.lanes, before.time);
 }
 
 std::string Races::place_in_code(Stamp const& s) const {
@@ -107,6 +106,7 @@ std::string Races::describe(Stamp const& s) const {
     case kThreads: text += " by warp " + number; break;
     case kCopies: text += " by cp.async of warp " + number; break;
     case kBulkStores: text += " by a bulk store of warp " + number; break;
+    case kTensor: return text + " by tcgen05" + cta;
     case kProducts: return text + " by wgmma of warpgroup " + number + cta;
     case kTransactions:
       return text + " by a copy that the mbarrier at dynamic offset " +
@@ -209,6 +209,15 @@ void Races::begin_bulk_store(Warp& w, int lane) {
   Operations const& o = operations(w, kBulkStores);
   issuers_.assign(1, issuer(w, lane));
   reader_ = {o.issued - 1, 1u << lane, w.group().pc, o.agent, 0, Access::kRead};
+  only_ = nullptr;
+}
+
+void Races::begin_tensor(Warp& w, int lane) {
+  TensorWork& work = tensor_[w.cta->rank];
+  if (work.agent == kNoAgent) work.agent = new_agent(kTensor, w.cta->rank, 0);
+  issuers_.assign(1, issuer(w, lane));
+  work.before.join(*issuers_[0].clock);
+  reader_ = {work.issued++, 1, w.group().pc, work.agent, 0, Access::kRead};
   only_ = nullptr;
 }
 

@@ -9,11 +9,15 @@
 //   bulk stores of a warp   likewise
 //   products of a warpgroup four shares: a warp that has waited knows its own; each begins after what the four warps
 //                           knew at its issue
+//   tensor work of a CTA    products and copies of tcgen05: known to who has waited for an mbarrier that a later commit
+//                           arrived at, which comes after what its thread did before, too; each begins after what
+//                           its issuer knew
 //   transactions of an      TMA, bulk copies, st.async: known to who has waited for the mbarrier's phase; each begins
 //   mbarrier                after what its issuer knew
 //
-// What products and bulk stores read through the async proxy, and threads or cp.async wrote, also needs a proxy fence
-// on the way (settings.proxy_fences): of a thread to which the write is complete, before the reader's issue.
+// What products, copies to tensor memory and bulk stores read through the async proxy, and threads or cp.async wrote,
+// also needs a proxy fence on the way (settings.proxy_fences): of a thread to which the write is complete, before the
+// reader's issue.
 //
 // A CTA may not end before what others do in its memory.
 //
@@ -69,7 +73,7 @@ class Races {
   void end_phase(u32 mbarrier);
 
   // --- asynchronous work
-  enum Kind : u8 { kThreads, kCopies, kBulkStores, kProducts, kTransactions };
+  enum Kind : u8 { kThreads, kCopies, kBulkStores, kProducts, kTensor, kTransactions };
   void begin_operations(Warp& w, Kind kind) { ++operations(w, kind).issued; }  // goes before an instruction's accesses
   void write_by_copy(Warp& w, int lane, u32 address, u32 bytes);
   void write_by_transaction(Warp& w, int lane, u32 address, u32 bytes, u32 mbarrier);
@@ -77,9 +81,13 @@ class Races {
   void wait(Warp& w, u32 lanes, Kind kind, u32 newest_left);
   void wait_all(Warp& w, u32 lanes, Kind kind);
 
-  // From here to end_reader() async_read() is what a bulk store, or a product, reads. A product's first warp is given,
-  // with what each of the four knew when it issued its share; read_for() says whose share comes.
+  void commit_tensor(Warp& w, int lane, u32 mbarrier);
+
+  // From here to end_reader() async_read() is what a bulk store, tensor work, or a product of wgmma reads. Such a
+  // product's first warp is given, with what each of the four knew when it issued its share; read_for() says whose
+  // share comes.
   void begin_bulk_store(Warp& w, int lane);
+  void begin_tensor(Warp& w, int lane);
   void begin_product(Warp& first, std::vector<Clock const*> const& known, u32 number, i32 pc);
   void read_for(Warp const* w) {  // null: for all
     only_ = w == nullptr ? nullptr : &state(*w);
@@ -116,6 +124,11 @@ class Races {
     u32 issued = 0;
     std::vector<u32> committed[kLanes];
     u32 done[kLanes] = {};  // those with smaller numbers are known to the lane
+  };
+  struct TensorWork {
+    u16 agent = kNoAgent;
+    u32 issued = 0;
+    Clock before = {};  // what the issuers knew
   };
   struct Knowledge {
     u32 lanes;
@@ -169,6 +182,7 @@ class Races {
   Cluster& cluster_;
   u32 warps_per_cta_ = 0;
   std::vector<WarpState> warps_;
+  std::vector<TensorWork> tensor_;  // a CTA's
   std::vector<Agent> agents_;
   std::vector<std::vector<Word>> words_;                // a CTA's
   std::vector<std::vector<u8>> used_;                   // of each kBlock of them, whether some is not as at the start
