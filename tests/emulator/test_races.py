@@ -74,7 +74,7 @@ or.b64 %rd1, %rd1, %rd2;
 @%p0 tcgen05.cp.cta_group::1.128x256b [%r8], %rd1;
 @%p0 tcgen05.commit.cta_group::1.mbarrier::arrive::one.shared::cluster.b64 [%r1+1024];
 """
-FREE = "bar.sync 0;\n@%p4 tcgen05.dealloc.cta_group::1.sync.aligned.b32 %r8, 32;\n"
+FREE = "bar.sync 0;\ntcgen05.fence::after_thread_sync;\n@%p4 tcgen05.dealloc.cta_group::1.sync.aligned.b32 %r8, 32;\n"
 
 # name: (what comes before, the instruction in question, what comes after[, options of the launch])
 PAIRS = {
@@ -247,6 +247,15 @@ VAIN = {
 def test_a_proxy_fence_in_vain(name):
     with pytest.raises(RuntimeError, match="race on shared memory at dynamic offset 0: no proxy fence orders"):
         run(FAIR, VAIN[name] + WAIT_FOR_PRODUCT, proxy_fences=True, threads=128)
+
+
+def test_commits_arrive_before_the_end():
+    copy = ALLOCATE + STORE_ROW + "fence.proxy.async;\nbar.sync 0;" + TENSOR_COPY
+    run(FAIR, copy + WAIT + FREE, threads=128)
+    with pytest.raises(
+        RuntimeError, match="CTA 0 may end before a commit arrives at the mbarrier at dynamic offset 1024"
+    ):
+        run(FAIR, copy + FREE, threads=128)
 
 
 NONE = {

@@ -154,7 +154,11 @@ void Races::arrive(Warp& w, u32 lanes, u64 const* mbarriers) {
 }
 
 void Races::pass(Warp& w, u32 lanes, u64 const* mbarriers) {
-  for_each_mbarrier(lanes, mbarriers, [&](u32 same, u32 m) { acquire(w, same, mbarrier_at(m).passed); });
+  for_each_mbarrier(lanes, mbarriers, [&](u32 same, u32 address) {
+    Mbarrier& m = mbarrier_at(address);
+    m.waited_for = m.phase;
+    acquire(w, same, m.passed);
+  });
 }
 
 // The thread's own accesses are no part of what arrives.
@@ -167,7 +171,9 @@ void Races::arrive_when_copied(Warp& w, u32 lanes, u64 const* mbarriers) {
 }
 
 void Races::commit_tensor(Warp& w, int lane, u32 mbarrier) {
-  Clock& arrived = mbarrier_at(mbarrier).arrived;
+  Mbarrier& m = mbarrier_at(mbarrier);
+  m.committed = m.phase + 1;
+  Clock& arrived = m.arrived;
   release(w, 1u << lane, arrived);
   TensorWork const& work = tensor_[w.cta->rank];
   if (work.agent == kNoAgent) return;

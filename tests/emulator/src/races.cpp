@@ -94,6 +94,10 @@ void Races::end_cta(Cta const& cta) {
           "CTA %u may end before others are done with its shared memory: nothing orders\n    %s\n      %s\n"
           "    before the CTA's end",
           cta.rank, describe(stamp).c_str(), place_in_code(stamp).c_str());
+  for (auto const& [address, m] : mbarriers_)
+    if (address >> 24 == cta.rank && m.committed > m.waited_for)
+      fault("CTA %u may end before a commit arrives at the mbarrier at dynamic offset %d: nobody has waited for it",
+            cta.rank, int(address & kOffsetMask) - int(cta.dynamic_offset));
 }
 
 std::string Races::describe(Stamp const& s) const {

@@ -19,7 +19,8 @@
 // also needs a proxy fence on the way (settings.proxy_fences): of a thread to which the write is complete, before the
 // reader's issue.
 //
-// A CTA may not end before what others do in its memory.
+// A CTA may not end before what others do in its memory, nor before commits have arrived there: somebody waits for
+// them.
 //
 // It belongs to schedules in which asynchronous work is done at its issue: whether it is late makes no difference to
 // what is ordered. mbarriers' own words are not checked, except that they are initialised before they are used.
@@ -144,6 +145,7 @@ class Races {
     Clock arrived, passed;  // in this phase; in the phases before
     u16 agent = kNoAgent;
     u32 phase = 0;
+    u32 committed = 0, waited_for = 0;  // phases, from 1 on: the last one that a commit has arrived in; that was passed
   };
   // Whose knowledge an access begins with; the own accesses of lanes `own` come before it.
   struct Issuer {

@@ -41,6 +41,7 @@ void free_columns(Warp& w, Instruction const& i, u32 mask) {
   if (columns > w.cta->tmem_allocated)
     fault("%u columns of tensor memory are freed of %u", columns, w.cta->tmem_allocated);
   w.cta->tmem_allocated -= columns;
+  note_tmem_write(TmemUser::of_warp(w), {w.cta, w.cta->tmem_allocated, columns});
 }
 
 // A warp reaches the quarter of the lanes that its number implies; its addresses may also say lane 0.
