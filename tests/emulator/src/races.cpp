@@ -146,13 +146,19 @@ void Races::access(u32 address, u32 bytes, Stamp stamp, std::vector<Issuer> cons
   u32 const rank = address >> 24, first = address & kOffsetMask, end = first + bytes;
   if (rank >= words_.size() || end > words_[rank].size() * kWord) return;  // a fault comes
   visit(rank, stamp);
+  Stamp checked{0, 0, 0, kNoAgent, 0, Access::kRead};  // neighbouring words often have the same last write
+  auto const is_checked = [&](Stamp const& s) {
+    return s.agent == checked.agent && s.time == checked.time && s.lanes == checked.lanes && s.pc == checked.pc;
+  };
   for (u32 at = first / kWord; at * kWord < end; ++at) {
     u32 const low = std::max(first, at * kWord) % kWord, high = std::min(end - at * kWord, kWord);
     stamp.bytes = u8((1u << high) - (1u << low));
     Word& word = words_[rank][at];
     used_[rank][at / kBlock] = 1;
-    if ((word.write.bytes & stamp.bytes) && conflict(word.write.kind, stamp.kind))
+    if ((word.write.bytes & stamp.bytes) && conflict(word.write.kind, stamp.kind) && !is_checked(word.write)) {
       check(rank << 24 | at * kWord, word.write, stamp, issuers);
+      checked = word.write;
+    }
     for (u32 n = 0; n < word.readers; ++n) {
       Stamp const& r = n == 0 ? word.first_reader : more_[rank][at].stamps[n - 1];
       if ((r.bytes & stamp.bytes) && conflict(r.kind, stamp.kind)) check(rank << 24 | at * kWord, r, stamp, issuers);
