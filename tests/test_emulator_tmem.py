@@ -35,7 +35,9 @@ LOAD = "tcgen05.ld.sync.aligned.32x32b.x2.b32 {%r4, %r5}, [%r2];\n"
 WAIT = "tcgen05.wait::ld.sync.aligned;\n"
 RESULT = "st.global.b32 [%rd1], %r4;\n"
 FREE = """
+tcgen05.fence::before_thread_sync;
 bar.sync 0;
+tcgen05.fence::after_thread_sync;
 @%p0 tcgen05.dealloc.cta_group::1.sync.aligned.b32 %r2, 32;
 ret; }
 """
@@ -114,6 +116,13 @@ def test_registers_may_move_before_the_wait(run):
 def test_handing_over(run):
     received = run(ALLOCATE + HAND_OVER + FREE, threads=256)
     assert np.array_equal(received[128:], np.arange(128))
+
+
+@pytest.mark.parametrize("fence", ["before", "after"])
+def test_freeing_without_a_fence(fence, run):
+    free = FREE.replace(f"tcgen05.fence::{fence}_thread_sync;", "")
+    with pytest.raises(RuntimeError, match=f"no tcgen05.fence::{fence}_thread_sync since"):
+        run(ALLOCATE + "mov.b32 %r3, 7;\n" + STORE + free)
 
 
 @pytest.mark.parametrize("fence", ["before", "after"])

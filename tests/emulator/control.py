@@ -60,11 +60,9 @@ class Emulator:
         for name in ("emu_add_memory", "emu_remove_memory"):
             getattr(lib, name).argtypes = [ctypes.c_void_p] + [ctypes.c_size_t] * (name == "emu_add_memory")
         lib.emu_set_arch(arch)
-        self.follows_races = arch < 100  # races.h knows nothing of tcgen05
 
     def configure(self, run: Run, instruction_limit: int = 0, trace: bool = False) -> None:
-        races = run.races and self.follows_races
-        checks = (run.proxy_fences, run.wgmma_fences, races, run.late_tmem_loads)
+        checks = (run.proxy_fences, run.wgmma_fences, run.races, run.late_tmem_loads)
         self.library.emu_configure(run.schedule, run.seed, *checks, trace, instruction_limit)
 
     def unknown_instructions(self) -> list[str]:

@@ -49,8 +49,9 @@ class MutationCase:
 
 
 def all_cases(arch: str = "sm_90a") -> list[MutationCase]:
-    if arch == "sm_100a":  # the other kernels have none yet
-        return [*_decode_on_blackwell()]
+    if arch == "sm_100a":
+        attention = (*_prefill_on_blackwell(), *_decode_on_blackwell())
+        return [*attention, *_combine(), *_ragged_logits("Config<{},{}>"), *_paged_on_blackwell(), *_topk()]
     return [*_prefill(), *_decode(), *_combine(), *_ragged_logits(), *_paged_logits(), *_topk()]
 
 
@@ -59,8 +60,17 @@ def _prefill() -> Iterator[MutationCase]:
         for h_q in (64, 16, 8):
             name = f"prefill_heads64<Config<{d_qk}," if h_q == 64 else f"prefill_few_heads<Config<{d_qk},{h_q},"
             # More blocks of keys than there are stages; and few, where queries follow each other quickly.
+            for more in ({"topk": 270, "s_q": 5}, {"topk": 65, "s_q": 7 if h_q == 64 else 13}):
+                case = SparseMlaFwdCase(h_q=h_q, d_qk=d_qk, s_kv=600, **more, **HOSTILE)
+                yield MutationCase("sparse_mla_fwd", name, partial(_prefill_call, case))
+
+
+def _prefill_on_blackwell() -> Iterator[MutationCase]:
+    for d_qk in (576, 512):
+        for kernel, h_q in (("heads64", 64), ("pair", 128)):
             for more in ({"topk": 270, "s_q": 5}, {"topk": 65, "s_q": 7}):
                 case = SparseMlaFwdCase(h_q=h_q, d_qk=d_qk, s_kv=600, **more, **HOSTILE)
+                name = f"prefill_{kernel}<Config<{d_qk}>>"
                 yield MutationCase("sparse_mla_fwd", name, partial(_prefill_call, case))
 
 
@@ -73,12 +83,13 @@ def _decode() -> Iterator[MutationCase]:
     for format, cpp in (("v32", "KvV32"), ("v4", "KvV4"), ("bf16", "KvBf16")):
         for h_q in (64, 16, 8):
             name = f"decode_heads64<{cpp},false>" if h_q == 64 else f"decode_few_heads<{cpp},{h_q}>"
-            for more in ({"topk": 270, "batch": 3, **EXTRA}, {"topk": 65, "batch": 7}):
+            for more in ({"topk": 270, "batch": 3, **EXTRA}, {"topk": 65, "batch": 7 if h_q == 64 else 13}):
                 case = DecodeCase(h_q=h_q, format=format, slots=600, page_size=53, **more, **HOSTILE)
                 yield MutationCase("sparse_mla_decode", name, partial(_decode_call, case))
-        # All multiprocessors for one query: a cluster of two, and of four.
-        for multiprocessors in (2, 4):
-            case = DecodeCase(h_q=64, format=format, slots=600, topk=540, batch=1, **HOSTILE)
+        # All multiprocessors for one query: a cluster of two, of four, and of eight.
+        for multiprocessors in (2, 4, 8):
+            sizes = {"batch": 1, "topk": 128 * multiprocessors + 70, "slots": 1500}
+            case = DecodeCase(h_q=64, format=format, **sizes, **(HOSTILE | {"topk_length": None}))
             call = partial(_decode_call, case)
             yield MutationCase("sparse_mla_decode", f"decode_heads64<{cpp},true>", call, multiprocessors)
 
@@ -117,7 +128,7 @@ def _decode_call(case: DecodeCase, **options: Any) -> Call:
     return Call(run, lambda results: decode_oracle.verify(results, inputs))
 
 
-def _ragged_logits() -> Iterator[MutationCase]:
+def _ragged_logits(config: str = "Config<{},{},128>") -> Iterator[MutationCase]:
     for d in (128, 64, 32):
         for heads in (64, 32, 16, 8):
             for sizes in (
@@ -125,7 +136,7 @@ def _ragged_logits() -> Iterator[MutationCase]:
                 {"s_q": 40, "s_k": 300, "ranges": "random", "poison": True},
             ):
                 case = RaggedCase(heads=heads, d=d, **sizes)
-                name = f"logits<Config<{heads},{d},128>,KernelParams<IndexerKeys"
+                name = f"logits<{config.format(heads, d)},KernelParams<IndexerKeys"
                 yield MutationCase("indexer_logits", name, partial(_ragged_call, case))
 
 
@@ -144,7 +155,21 @@ def _paged_logits() -> Iterator[MutationCase]:
                 name = f"logits<Config<{heads},{d},{width}>,KernelParams<PagedIndexerKeys"
                 for planned in (False, True):
                     yield MutationCase("paged_indexer_logits", name, partial(_paged_call, case, planned))
-    yield MutationCase("paged_indexer_logits", "plan_paged_indexer_logits", partial(_paged_call, PagedCase(), True))
+    yield _paged_plan()
+
+
+def _paged_on_blackwell() -> Iterator[MutationCase]:
+    for d in (128, 64, 32):
+        for heads in (64, 32, 16, 8):
+            case = PagedCase(batch=3, next_n=128 // heads + 1, heads=heads, d=d, max_context_len=2500)
+            name = f"logits<Config<{heads},{d}>,KernelParams<PagedIndexerKeys"
+            for planned in (False, True):
+                yield MutationCase("paged_indexer_logits", name, partial(_paged_call, case, planned))
+    yield _paged_plan()
+
+
+def _paged_plan() -> MutationCase:
+    return MutationCase("paged_indexer_logits", "plan_paged_indexer_logits", partial(_paged_call, PagedCase(), True))
 
 
 def _paged_call(case: PagedCase, planned: bool) -> Call:
@@ -168,6 +193,8 @@ def _topk() -> Iterator[MutationCase]:
                 make = partial(_topk_call, values, rows, columns, dtype, 1000 if values == "misleading" else 2048)
                 yield MutationCase("topk_indices", kernel, make, multiprocessors)
         yield MutationCase("topk_indices", alone, partial(_topk_call, "special", 2, 3001, dtype, 500))
+        # More positions than the bitmap of those chosen covers at once.
+        yield MutationCase("topk_indices", alone, partial(_topk_call, "normal", 1, 140012, dtype, 2048))
 
 
 def _topk_call(values: str, rows: int, columns: int, dtype: torch.dtype, k: int) -> Call:

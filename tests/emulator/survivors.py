@@ -38,34 +38,45 @@ SURVIVORS = (
         "The product overwrites accumulators that were not written since the last fence. That a fence also orders what "
         "has been read from registers is not modelled.",
         instruction=r"wgmma\.fence",
-        source=r"indexer_logits/sm90/consumer\.cuh:162 |heads64/consumer\.cuh:100 |few_heads/consumer\.cuh:119 ",
+        source=r"indexer_logits/sm90/consumer\.cuh:162 ",
     ),
     Survivor(
-        "The copies of a stage are generic writes of other threads, and who reads it fences. Whether it does is "
-        "checked for ordinary stores alone, not for cp.async.",
-        instruction=r"fence\.proxy\.async",
-        source=r"heads64/consumer\.cuh:92 |heads64/odd_consumer\.cuh:40 |few_heads/consumer\.cuh:103 ",
+        "PTX asks for none between products of one shape on the same accumulators. ptxas does, where a loop that waits "
+        "comes between: it puts one there and says so (C7519).",
+        instruction=r"wgmma\.fence",
+        source=r"heads64/consumer\.cuh:101 |few_heads/consumer\.cuh:119 ",
     ),
     Survivor(
-        "Nothing reads or waits between this group and the next, which takes its products along.",
-        instruction=r"wgmma\.commit_group",
-        source=r"heads64/consumer\.cuh:104 |few_heads/consumer\.cuh:126 ",
-    ),
-    Survivor(
-        "Only products have read the buffer, and the wait for them is one of the whole warp.",
+        "Serves d_qk 512, where the lanes that have read the valid bits have not met since. Elsewhere they have, or "
+        "only products have read what is given back, and the wait for them is one of the whole warp.",
         instruction=r"bar\.warp\.sync",
-        source=r"heads64/consumer\.cuh:132 |few_heads/consumer\.cuh:106 ",
+        source=r"heads64/consumer\.cuh:133 ",
     ),
     Survivor(
-        "All four warps' scores are complete here when one warp has waited for its own.",
-        instruction=r"bar\.sync",
-        source=r"heads64/even_consumer\.cuh:71 ",
+        "Serves prefill. Decode's producer warps arrive for a right half when they have written the left one, too, and "
+        "the wait for the right half comes at once.",
+        kernel="sparse_mla_decode_heads64",
+        instruction=r"mbarrier\.try_wait",
+        source=r"heads64/even_consumer\.cuh:50 ",
     ),
     Survivor(
-        "The last products are of nothing, and nobody reads them; that none may be under way at the end is not "
-        "modelled.",
-        instruction=r"wgmma\.wait_group",
-        source=r"heads64/even_consumer\.cuh:58 ",
+        "Serves CTAs with several tiles: a team's have one, and after its last pair of blocks no keys come.",
+        kernel=r"decode_heads64<.*true>",
+        instruction=r"wgmma\.(commit|wait)_group|mbarrier\.arrive",
+        source=r"even_consumer\.cuh:7[567] < \S+/even_consumer\.cuh:41 |heads64/even_consumer\.cuh:42 ",
+    ),
+    Survivor(
+        "Serves decode for few heads. For 64 heads the walk's fetch() comes next, and the warp meets in it.",
+        kernel="sparse_mla_decode_heads64",
+        instruction=r"bar\.warp\.sync",
+        source=r"sparse_mla_decode/sm90/rows\.cuh:119 ",
+    ),
+    Survivor(
+        "Serves caches with codes, whose tiles lanes write themselves. All of a bf16 cache is copied, copies arrive "
+        "on their own, and the valid bits are the arriving lane's.",
+        kernel="KvBf16",
+        instruction=r"bar\.warp\.sync",
+        source=r"sparse_mla_decode/sm90/producer\.cuh:118 ",
     ),
     Survivor(
         "It comes before a second use of the sums; this is the first.",

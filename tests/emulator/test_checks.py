@@ -96,6 +96,19 @@ def test_proxy_and_register_fences(emulator):
     assert "without a wgmma.fence" in stopped(emulator, late, shared=4096, threads=128)
 
 
+def test_products_are_fenced_and_waited_for(emulator):
+    numbers = "\n".join(f"mov.b32 %d{n}, 0;" for n in range(4))
+    once = _wgmma("fence.proxy.async;", numbers)
+    again = once[once.rindex("wgmma.fence") :]
+    unfenced = once + again.replace("wgmma.fence.sync.aligned;", "")
+    assert "without a wgmma.fence since" in stopped(emulator, unfenced, shared=4096, threads=128)
+    unfinished = once.replace("wgmma.wait_group.sync.aligned 0;", "")
+    assert "ends before it has waited for its" in stopped(emulator, unfinished, shared=4096, threads=128)
+    run_both = kernel(once + again, 1, shared=4096)
+    data = {"array0": np.zeros(64, np.uint32)}
+    emulated.run(emulator, Program("fenced", run_both, data, (), threads=128, shared=4096))
+
+
 def test_proxy_fence_of_a_reader(emulator):
     """One warp's fence serves for what all have written, if it comes after the barrier between them."""
     numbers = "\n".join(f"mov.b32 %d{n}, 0;" for n in range(4))

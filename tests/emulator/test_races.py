@@ -39,6 +39,43 @@ FRAME = """
 BARRIERS = "@%p0 mbarrier.init.shared.b64 [%r1+1024], {count};\nbar.sync 0;\n"
 WAIT = "LOOP:\nmbarrier.try_wait.parity.shared.b64 %p2, [%r1+1024], 0;\n@!%p2 bra LOOP;\n"
 
+# Of matrices at the memory's start: its first rows are 128 bytes.
+PRODUCT = """
+mov.u64 %rd1, 4611686018427387904;
+mov.u32 %r6, memory;
+shr.u32 %r6, %r6, 4;
+cvt.u64.u32 %rd2, %r6;
+or.b64 %rd1, %rd1, %rd2;
+mov.f32 %f0, 0f00000000;
+mov.f32 %f1, %f0;
+mov.f32 %f2, %f0;
+mov.f32 %f3, %f0;
+setp.ne.u32 %p3, %r0, %r0;
+wgmma.fence.sync.aligned;
+wgmma.mma_async.sync.aligned.m64n8k16.f32.bf16.bf16 {%f0, %f1, %f2, %f3}, %rd1, %rd1, %p3, 1, 1, 0, 0;
+wgmma.commit_group.sync.aligned;
+"""
+WAIT_FOR_PRODUCT = "wgmma.wait_group.sync.aligned 0;"
+
+# Of 128 rows of 32 bytes, in cores of 8 rows of 16 bytes, to tensor memory.
+ALLOCATE = (
+    BARRIERS.format(count=1) + "setp.lt.u32 %p4, %r0, 32;\n"
+    "@%p4 tcgen05.alloc.cta_group::1.sync.aligned.shared::cta.b32 [%r1+2048], 32;\nbar.sync 0;\n"
+    "ld.shared.u32 %r8, [%r1+2048];\n"
+)
+STORE_ROW = "st.shared.u32 [%r3+16384], %r0;\n"
+TENSOR_COPY = """
+mov.u64 %rd1, 70437464178688;
+mov.u32 %r6, memory;
+add.u32 %r6, %r6, 16384;
+shr.u32 %r6, %r6, 4;
+cvt.u64.u32 %rd2, %r6;
+or.b64 %rd1, %rd1, %rd2;
+@%p0 tcgen05.cp.cta_group::1.128x256b [%r8], %rd1;
+@%p0 tcgen05.commit.cta_group::1.mbarrier::arrive::one.shared::cluster.b64 [%r1+1024];
+"""
+FREE = "bar.sync 0;\ntcgen05.fence::after_thread_sync;\n@%p4 tcgen05.dealloc.cta_group::1.sync.aligned.b32 %r8, 32;\n"
+
 # name: (what comes before, the instruction in question, what comes after[, options of the launch])
 PAIRS = {
     "read after write": ("st.shared.u32 [%r3], %r0;", "bar.sync 0;", "ld.shared.u32 %r9, [%r4];"),
@@ -93,13 +130,33 @@ PAIRS = {
         "@%p0 st.shared.u32 [%r3], %r0;\n@%p0 cp.async.bulk.wait_group 0;",
     ),
     "a product": (
-        "mov.u64 %rd1, 4611686018427387904;\nmov.u32 %r6, memory;\nshr.u32 %r6, %r6, 4;\ncvt.u64.u32 %rd2, %r6;\n"
-        "or.b64 %rd1, %rd1, %rd2;\nmov.f32 %f0, 0f00000000;\nmov.f32 %f1, %f0;\nmov.f32 %f2, %f0;\nmov.f32 %f3, %f0;\n"
-        "setp.ne.u32 %p3, %r0, %r0;\nwgmma.fence.sync.aligned;\n"
-        "wgmma.mma_async.sync.aligned.m64n8k16.f32.bf16.bf16 {%f0, %f1, %f2, %f3}, %rd1, %rd1, %p3, 1, 1, 0, 0;\n"
-        "wgmma.commit_group.sync.aligned;",
-        "wgmma.wait_group.sync.aligned 0;",
+        PRODUCT,
+        WAIT_FOR_PRODUCT,
+        "bar.sync 0;\n@%p0 st.shared.u32 [%r1], %r0;\n" + WAIT_FOR_PRODUCT,
+        {"threads": 128},
+    ),
+    "the other warps' shares of a product": (
+        PRODUCT + WAIT_FOR_PRODUCT,
+        "bar.sync 0;",
         "@%p0 st.shared.u32 [%r1], %r0;",
+        {"threads": 128},
+    ),
+    "a copy to tensor memory": (
+        ALLOCATE + STORE_ROW + "fence.proxy.async;\nbar.sync 0;" + TENSOR_COPY,
+        WAIT,
+        STORE_ROW + FREE,
+        {"threads": 128},
+    ),
+    "what is copied to tensor memory": (
+        ALLOCATE + STORE_ROW + "fence.proxy.async;",
+        "bar.sync 0;",
+        TENSOR_COPY + WAIT + FREE,
+        {"threads": 128},
+    ),
+    "the address of tensor memory": (
+        ALLOCATE.rpartition("bar.sync 0;")[0],
+        "bar.sync 0;",
+        "ld.shared.u32 %r8, [%r1+2048];\n" + FREE,
         {"threads": 128},
     ),
     "another CTA's memory": (
@@ -120,9 +177,9 @@ PAIRS["another CTA's end"] = (
 )
 
 
-def run(schedule, body, **options):
+def run(schedule, body, proxy_fences=False, **options):  # whose reports would come first
     emulator = emulator_alone()
-    emulator.configure(Run("test", schedule, races=True, proxy_fences=False))  # their reports would come first
+    emulator.configure(Run("test", schedule, races=True, proxy_fences=proxy_fences))
     options = {"threads": 64, "shared": 65536} | options
     emulator.run_ptx(FRAME.format(body=body), np.zeros(1024, np.uint32), **options)
 
@@ -134,6 +191,71 @@ def test_one_instruction_orders(name, schedule):
     run(schedule, "\n".join((before, instruction, after)), **options)
     with pytest.raises(RuntimeError, match="race on shared memory at dynamic offset|not initialised|may end before"):
         run(schedule, "\n".join((before, after)), **options)
+
+
+FENCE = "fence.proxy.async.shared::cta;"
+STORE = "@%p0 st.shared.u32 [%r1], 1;"
+COPY = "@%p0 cp.async.ca.shared.global [%r1], [%rd0], 4;"
+BULK_STORE = (
+    "@%p0 cp.async.bulk.global.shared::cta.bulk_group [%rd0], [%r1], 16;\n@%p0 cp.async.bulk.commit_group;\n"
+    "@%p0 cp.async.bulk.wait_group 0;"
+)
+FIRST_WARP = "setp.lt.u32 %p4, %r0, 32;\n"
+
+# name: (what writes, and what tells of it; the fence that is needed; what comes before a product or a bulk store)
+FENCES = {
+    "the writer's": (STORE, "@%p0 " + FENCE, "bar.sync 0;" + PRODUCT),
+    "all readers'": (STORE + "\nbar.sync 0;", FENCE, PRODUCT),
+    "one reader's, who tells": (STORE + "\nbar.sync 0;\n" + FIRST_WARP, "@%p4 " + FENCE, "bar.sync 1;" + PRODUCT),
+    "after an atomic operation": ("atom.shared.add.u32 %r9, [%r1], 1;", FENCE, "bar.sync 0;" + PRODUCT),
+    "after a copy of one's own": (COPY + "\ncp.async.wait_all;", FENCE, "bar.sync 0;" + PRODUCT),
+    "after copies of others": (
+        BARRIERS.format(count=128) + COPY + "\ncp.async.mbarrier.arrive.noinc.shared.b64 [%r1+1024];\n" + WAIT,
+        FENCE,
+        PRODUCT,
+    ),
+    "of a bulk store": (STORE, "@%p0 " + FENCE, BULK_STORE),
+    "of a copy to tensor memory": (ALLOCATE + STORE_ROW, FENCE, "bar.sync 0;" + TENSOR_COPY + WAIT + FREE),
+}
+
+
+@pytest.mark.parametrize("name", FENCES)
+def test_a_proxy_fence_orders(name):
+    before, fence, after = FENCES[name]
+    options = {"threads": 128, "proxy_fences": True}
+    run(FAIR, "\n".join((before, fence, after, WAIT_FOR_PRODUCT)), **options)
+    with pytest.raises(RuntimeError, match="proxy fence"):
+        run(FAIR, "\n".join((before, after, WAIT_FOR_PRODUCT)), **options)
+
+
+# Fences that are there, in vain: the check without clocks, for want of the barriers' numbers, takes the second.
+VAIN = {
+    "before the write": f"{FENCE}\n{STORE}\nbar.sync 0;\n{PRODUCT}",
+    "by who came through a barrier of others": (
+        f"setp.lt.u32 %p4, %r0, 64;\n@!%p4 bra WRITER;\n"
+        f"mov.u32 %r9, 999;\nDELAY:\nsub.u32 %r9, %r9, 1;\nsetp.ne.u32 %p5, %r9, 0;\n@%p5 bra DELAY;\n"
+        f"bar.sync 1, 64;\n{FENCE}\nbra MEET;\n"
+        f"WRITER:\nst.shared.u32 [%r1], 1;\nMEET:\nbar.sync 0;\n{PRODUCT}"
+    ),
+    "of a copy that nobody has waited for": f"{COPY}\n{FENCE}\ncp.async.wait_all;\nbar.sync 0;\n{PRODUCT}",
+    "that one reader has, who does not tell": f"{STORE}\nbar.sync 0;\n{FIRST_WARP}@%p4 {FENCE}\n{PRODUCT}",
+    "of other lanes": f"{STORE}\n@%p1 {FENCE}\nbar.sync 0;\n{PRODUCT}",
+}
+
+
+@pytest.mark.parametrize("name", VAIN)
+def test_a_proxy_fence_in_vain(name):
+    with pytest.raises(RuntimeError, match="race on shared memory at dynamic offset 0: no proxy fence orders"):
+        run(FAIR, VAIN[name] + WAIT_FOR_PRODUCT, proxy_fences=True, threads=128)
+
+
+def test_commits_arrive_before_the_end():
+    copy = ALLOCATE + STORE_ROW + "fence.proxy.async;\nbar.sync 0;" + TENSOR_COPY
+    run(FAIR, copy + WAIT + FREE, threads=128)
+    with pytest.raises(
+        RuntimeError, match="CTA 0 may end before a commit arrives at the mbarrier at dynamic offset 1024"
+    ):
+        run(FAIR, copy + FREE, threads=128)
 
 
 NONE = {

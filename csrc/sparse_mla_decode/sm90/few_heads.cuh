@@ -25,10 +25,7 @@ class Walk {
       : latest_(params, DecodeWork::part_of(1)), other_(params, DecodeWork::part_of(0)) {}
 
   __device__ __forceinline__ Walk fetch(int) const { return *this; }
-  __device__ __forceinline__ void put(int, int, Walk const& walk) {
-    *this = walk;
-    __syncwarp();
-  }
+  __device__ __forceinline__ void put(int, int, Walk const& walk) { *this = walk; }
 
   __device__ __forceinline__ bool next(DecodeParams const& params, KeyBlock& block, int& consumer) {
 #pragma unroll 1

@@ -56,6 +56,7 @@ class Walk {
 
   __device__ __forceinline__ Walk(DecodeParams const& params, KeyWalk (&walks)[kProducerWarps]) : walks_(walks) {
     put(threadIdx.x / 32 % kProducerWarps, threadIdx.x % 32, {KeyWalk(params, DecodeWork::part_of(params))});
+    __syncwarp();
   }
 
   __device__ __forceinline__ Cursor fetch(int warp) const {
@@ -65,7 +66,6 @@ class Walk {
   }
   __device__ __forceinline__ void put(int warp, int lane, Cursor const& cursor) {
     if (lane == 0) walks_[warp] = cursor;
-    __syncwarp();
   }
 
  private:

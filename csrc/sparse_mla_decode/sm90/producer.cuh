@@ -8,7 +8,8 @@
 //   then                   codes become bf16 in shared memory; RoPE columns, and all of a bf16 cache, are copied
 //
 // Walk: where the warp is in its work; fetch() and put() a cursor, whose next(params, block, consumer) gives the blocks
-// in order, with the consumer that each is for. Sink: the tiles that a block goes to, in groups:
+// in order, with the consumer that each is for. Between put() and the next fetch() the warp synchronises. Sink: the
+// tiles that a block goes to, in groups:
 //   kAhead                                  tiles of codes that are loaded ahead, into registers: 4 KB a CTA each
 //   kGroups, group_begin(g), group_end(g)   positions of a group's tiles
 //   column_tile(position)

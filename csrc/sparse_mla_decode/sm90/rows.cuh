@@ -106,7 +106,7 @@ struct BatchIndices {
   // From indices to places; returns what the blocks are.
   __device__ __forceinline__ BatchBlocks resolve(DecodeParams const& params, BatchRows<Format>& rows,
                                                  Lane const& self) const {
-    __syncwarp();  // nobody reads those of the batch before
+    __syncwarp();  // what they are is written, and nobody reads the rows of the batch before
     BatchBlocks const blocks = rows.later;
     rows.at16[self.lane()] = BatchRows<Format>::kMasked;
     bool const second = BatchBlocks::second_cache(blocks.bits >> self.lane() / kWarpRows * 4);

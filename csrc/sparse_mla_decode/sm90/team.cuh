@@ -54,7 +54,7 @@ class TeamSum {
 
   template <class TensorO>
   __device__ __forceinline__ void send(heads64::RowStats const& stats, TensorO const& rO) {
-    __syncwarp();  // all lanes have read what they need
+    // Only products read where the others will write, and the warp's lanes have met where they waited for those.
     if (lane_ < kTeam) arrive_remotely(remote_address(&smem_.team.ready, lane_));
     wait_for_remote(smem_.team.ready, 0);
     float scale[2];

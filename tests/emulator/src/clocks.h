@@ -39,12 +39,24 @@ class Clock {
   }
 
   void join(Clock const& other) {
-    if (other.known_.size() > known_.size()) known_.resize(other.known_.size());
-    for (size_t n = 0; n < other.known_.size(); ++n) known_[n].join(other.known_[n]);
+    join(known_, other.known_);
+    join(fenced_, other.fenced_);
   }
 
+  // --- proxy fences: what is complete for the async proxy as well, as a fence has come after it. Both halves pass
+  // through barriers together.
+  bool covers_fenced(u32 agent, u32 who, u32 time) const {
+    return agent < fenced_.size() && fenced_[agent].covers(who, time);
+  }
+  void fence(Clock const& before) { join(fenced_, before.known_); }
+
  private:
-  std::vector<Known> known_;
+  static void join(std::vector<Known>& mine, std::vector<Known> const& theirs) {
+    if (theirs.size() > mine.size()) mine.resize(theirs.size());
+    for (size_t n = 0; n < theirs.size(); ++n) mine[n].join(theirs[n]);
+  }
+
+  std::vector<Known> known_, fenced_;
 };
 
 }  // namespace emu

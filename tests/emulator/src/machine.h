@@ -106,7 +106,9 @@ struct Warp {
   std::deque<WgmmaTask> wgmma;
   u32 wgmma_group = 0;
   u64 wgmma_done = 0;
-  std::vector<u8> unfenced;  // registers written since the last wgmma.fence (settings.wgmma_fences)
+  bool wgmma_fenced = false;                   // since the warp began, or last waited for products
+  u32 wgmma_newest = 0, wgmma_waited_for = 0;  // groups, from 1 on: the last product's; the last one waited for
+  std::vector<u8> unfenced;                    // registers written since the last wgmma.fence (settings.wgmma_fences)
 
   CommitGroups copies, bulk_stores;
   std::deque<Task> tmem_loads, tmem_stores;
@@ -114,8 +116,7 @@ struct Warp {
   u64 fenced_before = 0, fenced_after = 0;
   std::vector<u8> loading;
   std::vector<std::pair<u32, u32>> tmem_columns_loading;
-  u64 seen_writes =
-      0;  // of its CTA's: as many as there were when it last came through a barrier (settings.proxy_fences)
+  u64 seen_writes = 0;  // of its CTA's, when it last came through a barrier (settings.proxy_fences)
 
   Group& group() { return groups[current]; }
 };
@@ -173,6 +174,7 @@ struct Cluster {
   std::deque<Task> copies;  // TMA and bulk copies: complete in any order
   std::deque<Task> tensor;  // tcgen05: completes in order
   u32 landing = 0;          // of the copies, those that write shared memory
+  u64 phases_ended = 0;     // of its mbarriers
   std::shared_ptr<Races> races;
 };
 

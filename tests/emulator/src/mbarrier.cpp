@@ -25,6 +25,7 @@ void mbarrier_update(Cta& cta, u32 address, u32 arrivals, i64 bytes) {
   state.pending -= arrivals;
   if (state.pending == 0 && state.bytes == 0) {
     state.phase ^= 1;
+    ++cta.cluster->phases_ended;
     if (Races* const races = cta.cluster->races.get()) races->end_phase(address);
     state.pending = state.expected;
   }

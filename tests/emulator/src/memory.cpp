@@ -69,7 +69,7 @@ void addresses_of(Warp const& w, Operand const& o, u64* addresses) {
 
 void note_write(Warp& w, int lane, u32 address, u32 bytes) {
   Cta& cta = *w.cta;
-  if (!settings.proxy_fences || address >> 24 != cta.rank) return;
+  if (!settings.proxy_fences || settings.races || address >> 24 != cta.rank) return;
   u32 const offset = address & kOffsetMask;
   if (cta.unfenced.empty()) cta.unfenced.resize(cta.shared.size() / 16 + 1);
   ++cta.write_count;
@@ -83,6 +83,7 @@ void see_writes(Warp& w) { w.seen_writes = w.cta->write_count; }
 
 void proxy_fence(Warp& w, Instruction const&, u32 mask) {
   if (!settings.proxy_fences) return;
+  if (Races* const r = races(w)) return r->fence_proxies(w, mask);
   Cta& cta = *w.cta;
   auto const is_covered = [&](UnfencedWrite const& write) {
     return write.number <= w.seen_writes ||
@@ -96,7 +97,7 @@ void proxy_fence(Warp& w, Instruction const&, u32 mask) {
 }
 
 void check_async_read(Cta& cta, u32 address, u32 bytes, char const* reader) {
-  if (Races* const races = cta.cluster->races.get()) races->async_read(address, bytes);
+  if (Races* const races = cta.cluster->races.get()) return races->async_read(address, bytes);
   if (!settings.proxy_fences || cta.unfenced.empty()) return;
   u32 const offset = address & kOffsetMask;
   for (u32 line = offset / 16; line <= (offset + bytes - 1) / 16; ++line)

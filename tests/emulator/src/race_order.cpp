@@ -8,6 +8,7 @@ void Races::begin() {
   warps_.clear();
   agents_.clear();
   mbarriers_.clear();
+  tensor_.assign(cluster_.ctas.size(), {});
   named_.assign(cluster_.ctas.size() * kNamedBarriers, {});
   cluster_barrier_ = {};
   visits_.assign(cluster_.ctas.size(), {});
@@ -114,6 +115,22 @@ void Races::synchronise_warp(Warp& w, u32 lanes) {
   groups.push_back(std::move(together));
 }
 
+// Of each lane: what is complete to it so far, its own accesses and copies among that.
+void Races::fence_proxies(Warp& w, u32 lanes) {
+  WarpState& s = state(w);
+  acquire(w, lanes, {});  // the lanes that fence become groups of their own
+  for (Knowledge& k : s.groups) {
+    u32 const some = k.lanes & lanes;
+    if (some == 0) continue;
+    Clock before = k.clock;
+    bool const all = (w.alive & ~some) == 0;
+    before.add(s.agent, all ? Known{s.time + 1, 0, 0} : Known{0, s.time + 1, some});
+    add_done(s.copies, some, all, before);
+    k.clock.fence(before);
+  }
+  ++s.time;
+}
+
 // --- mbarriers
 
 namespace {
@@ -137,7 +154,11 @@ void Races::arrive(Warp& w, u32 lanes, u64 const* mbarriers) {
 }
 
 void Races::pass(Warp& w, u32 lanes, u64 const* mbarriers) {
-  for_each_mbarrier(lanes, mbarriers, [&](u32 same, u32 m) { acquire(w, same, mbarrier_at(m).passed); });
+  for_each_mbarrier(lanes, mbarriers, [&](u32 same, u32 address) {
+    Mbarrier& m = mbarrier_at(address);
+    m.waited_for = m.phase;
+    acquire(w, same, m.passed);
+  });
 }
 
 // The thread's own accesses are no part of what arrives.
@@ -147,6 +168,17 @@ void Races::arrive_when_copied(Warp& w, u32 lanes, u64 const* mbarriers) {
     bool const all = (w.alive & ~same) == 0;
     mbarrier_at(m).arrived.add(copies.agent, all ? Known{copies.issued, 0, 0} : Known{0, copies.issued, same});
   });
+}
+
+void Races::commit_tensor(Warp& w, int lane, u32 mbarrier) {
+  Mbarrier& m = mbarrier_at(mbarrier);
+  m.committed = m.phase + 1;
+  Clock& arrived = m.arrived;
+  release(w, 1u << lane, arrived);
+  TensorWork const& work = tensor_[w.cta->rank];
+  if (work.agent == kNoAgent) return;
+  arrived.join(work.before);
+  arrived.add(work.agent, {work.issued, 0, 0});
 }
 
 void Races::end_phase(u32 mbarrier) {
@@ -187,10 +219,10 @@ void Races::wait_all(Warp& w, u32 lanes, Kind kind) {
   });
 }
 
-// A warp's products are those of its lane 0 here.
+// A warp waits for its share of the products; its groups are counted at lane 0.
 void Races::learn_products(Warp& w) {
   WarpState& s = state(w);
-  for (Knowledge& k : s.groups) k.clock.add(s.products.agent, {s.products.done[0], 0, 0});
+  for (Knowledge& k : s.groups) k.clock.add(s.products.agent, {0, s.products.done[0], share(w)});
 }
 
 }  // namespace emu

@@ -33,10 +33,13 @@ std::vector<std::pair<std::string, std::string>> allowed_races;
 void allow_race(std::string first, std::string second) { allowed_races.emplace_back(first, second); }
 
 bool Races::allowed(Stamp const& before, Stamp const& now) const {
-  return std::any_of(allowed_races.begin(), allowed_races.end(), [&](auto const& texts) {
-    return place_in_code(before).find(texts.first) != std::string::npos &&
-           place_in_code(now).find(texts.second) != std::string::npos;
-  });
+  auto const [known, is_new] = allowed_.try_emplace(u64(before.pc) << 32 | u32(now.pc));
+  if (is_new)
+    known->second = std::any_of(allowed_races.begin(), allowed_races.end(), [&](auto const& texts) {
+      return place_in_code(before).find(texts.first) != std::string::npos &&
+             place_in_code(now).find(texts.second) != std::string::npos;
+    });
+  return known->second;
 }
 
 bool Races::conflict(Access a, Access b) {  // a came first
@@ -51,12 +54,21 @@ void Races::check(u32 address, Stamp const& before, Stamp const& now, std::vecto
   bool const together = before.agent == now.agent && before.time == now.time && before.pc == now.pc;
   if (together && agents_[now.agent].kind == kThreads) return;
   for (Issuer const& who : issuers) {
-    if ((only_ != nullptr && only_ != who.warp) || ordered(before, who) || allowed(before, now)) continue;
+    if (only_ != nullptr && only_ != who.warp) continue;
+    bool const race = !ordered(before, who) && !allowed(before, now);
+    if (!race && !lacks_fence(before, now, *who.clock)) continue;
     Cta const& cta = cluster_.ctas[address >> 24];
-    fault("race on shared memory at dynamic offset %d: nothing orders\n    %s\n      %s\n    before %s\n      %s",
-          int(address & kOffsetMask) - int(cta.dynamic_offset), describe(before).c_str(), place_in_code(before).c_str(),
-          describe(now).c_str(), place_in_code(now).c_str());
+    fault("race on shared memory at dynamic offset %d: %s\n    %s\n      %s\n    before %s\n      %s",
+          int(address & kOffsetMask) - int(cta.dynamic_offset), race ? "nothing orders" : "no proxy fence orders",
+          describe(before).c_str(), place_in_code(before).c_str(), describe(now).c_str(), place_in_code(now).c_str());
   }
+}
+
+// The async proxy reads what the generic one wrote.
+bool Races::lacks_fence(Stamp const& before, Stamp const& now, Clock const& known) const {
+  Kind const reader = agents_[now.agent].kind, writer = agents_[before.agent].kind;
+  return settings.proxy_fences && (reader == kProducts || reader == kBulkStores || reader == kTensor) &&
+         (writer == kThreads || writer == kCopies) && !known.covers_fenced(before.agent, before.lanes, before.time);
 }
 
 std::string Races::place_in_code(Stamp const& s) const {
@@ -82,6 +94,10 @@ void Races::end_cta(Cta const& cta) {
           "CTA %u may end before others are done with its shared memory: nothing orders\n    %s\n      %s\n"
           "    before the CTA's end",
           cta.rank, describe(stamp).c_str(), place_in_code(stamp).c_str());
+  for (auto const& [address, m] : mbarriers_)
+    if (address >> 24 == cta.rank && m.committed > m.waited_for)
+      fault("CTA %u may end before a commit arrives at the mbarrier at dynamic offset %d: nobody has waited for it",
+            cta.rank, int(address & kOffsetMask) - int(cta.dynamic_offset));
 }
 
 std::string Races::describe(Stamp const& s) const {
@@ -94,6 +110,7 @@ std::string Races::describe(Stamp const& s) const {
     case kThreads: text += " by warp " + number; break;
     case kCopies: text += " by cp.async of warp " + number; break;
     case kBulkStores: text += " by a bulk store of warp " + number; break;
+    case kTensor: return text + " by tcgen05" + cta;
     case kProducts: return text + " by wgmma of warpgroup " + number + cta;
     case kTransactions:
       return text + " by a copy that the mbarrier at dynamic offset " +
@@ -129,13 +146,19 @@ void Races::access(u32 address, u32 bytes, Stamp stamp, std::vector<Issuer> cons
   u32 const rank = address >> 24, first = address & kOffsetMask, end = first + bytes;
   if (rank >= words_.size() || end > words_[rank].size() * kWord) return;  // a fault comes
   visit(rank, stamp);
+  Stamp checked{0, 0, 0, kNoAgent, 0, Access::kRead};  // neighbouring words often have the same last write
+  auto const is_checked = [&](Stamp const& s) {
+    return s.agent == checked.agent && s.time == checked.time && s.lanes == checked.lanes && s.pc == checked.pc;
+  };
   for (u32 at = first / kWord; at * kWord < end; ++at) {
     u32 const low = std::max(first, at * kWord) % kWord, high = std::min(end - at * kWord, kWord);
     stamp.bytes = u8((1u << high) - (1u << low));
     Word& word = words_[rank][at];
     used_[rank][at / kBlock] = 1;
-    if ((word.write.bytes & stamp.bytes) && conflict(word.write.kind, stamp.kind))
+    if ((word.write.bytes & stamp.bytes) && conflict(word.write.kind, stamp.kind) && !is_checked(word.write)) {
       check(rank << 24 | at * kWord, word.write, stamp, issuers);
+      checked = word.write;
+    }
     for (u32 n = 0; n < word.readers; ++n) {
       Stamp const& r = n == 0 ? word.first_reader : more_[rank][at].stamps[n - 1];
       if ((r.bytes & stamp.bytes) && conflict(r.kind, stamp.kind)) check(rank << 24 | at * kWord, r, stamp, issuers);
@@ -199,11 +222,20 @@ void Races::begin_bulk_store(Warp& w, int lane) {
   only_ = nullptr;
 }
 
+void Races::begin_tensor(Warp& w, int lane) {
+  TensorWork& work = tensor_[w.cta->rank];
+  if (work.agent == kNoAgent) work.agent = new_agent(kTensor, w.cta->rank, 0);
+  issuers_.assign(1, issuer(w, lane));
+  work.before.join(*issuers_[0].clock);
+  reader_ = {work.issued++, 1, w.group().pc, work.agent, 0, Access::kRead};
+  only_ = nullptr;
+}
+
 void Races::begin_product(Warp& first, std::vector<Clock const*> const& known, u32 number, i32 pc) {
   issuers_.clear();
   for (size_t n = 0; n < known.size(); ++n)
     issuers_.push_back({&state(first.cta->warps[size_t(first.id) + n]), known[n], kAllLanes});
-  reader_ = {number, 1, pc, operations(first, kProducts).agent, 0, Access::kRead};
+  reader_ = {number, kAllLanes, pc, operations(first, kProducts).agent, 0, Access::kRead};
   only_ = nullptr;
 }
 

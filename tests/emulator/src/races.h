@@ -7,11 +7,20 @@
 //   cp.async of a warp      known to a lane once it has waited; to others through its arrivals from then on, or
 //                           through cp.async.mbarrier.arrive.noinc
 //   bulk stores of a warp   likewise
-//   products of a warpgroup known to a warp that has waited; each begins after what all four warps knew at its issue
+//   products of a warpgroup four shares: a warp that has waited knows its own; each begins after what the four warps
+//                           knew at its issue
+//   tensor work of a CTA    products and copies of tcgen05: known to who has waited for an mbarrier that a later commit
+//                           arrived at, which comes after what its thread did before, too; each begins after what
+//                           its issuer knew
 //   transactions of an      TMA, bulk copies, st.async: known to who has waited for the mbarrier's phase; each begins
 //   mbarrier                after what its issuer knew
 //
-// A CTA may not end before what others do in its memory.
+// What products, copies to tensor memory and bulk stores read through the async proxy, and threads or cp.async wrote,
+// also needs a proxy fence on the way (settings.proxy_fences): of a thread to which the write is complete, before the
+// reader's issue.
+//
+// A CTA may not end before what others do in its memory, nor before commits have arrived there: somebody waits for
+// them.
 //
 // It belongs to schedules in which asynchronous work is done at its issue: whether it is late makes no difference to
 // what is ordered. mbarriers' own words are not checked, except that they are initialised before they are used.
@@ -46,6 +55,7 @@ class Races {
   void release(Warp& w, u32 lanes, Clock& into);
   void acquire(Warp& w, u32 lanes, Clock const& from);
   void synchronise_warp(Warp& w, u32 lanes);
+  void fence_proxies(Warp& w, u32 lanes);
   Clock& named_barrier(Cta const& cta, u32 number) { return named_[cta.rank * kNamedBarriers + number]; }
 
   // Who exits has arrived.
@@ -64,7 +74,7 @@ class Races {
   void end_phase(u32 mbarrier);
 
   // --- asynchronous work
-  enum Kind : u8 { kThreads, kCopies, kBulkStores, kProducts, kTransactions };
+  enum Kind : u8 { kThreads, kCopies, kBulkStores, kProducts, kTensor, kTransactions };
   void begin_operations(Warp& w, Kind kind) { ++operations(w, kind).issued; }  // goes before an instruction's accesses
   void write_by_copy(Warp& w, int lane, u32 address, u32 bytes);
   void write_by_transaction(Warp& w, int lane, u32 address, u32 bytes, u32 mbarrier);
@@ -72,11 +82,18 @@ class Races {
   void wait(Warp& w, u32 lanes, Kind kind, u32 newest_left);
   void wait_all(Warp& w, u32 lanes, Kind kind);
 
-  // From here to end_reader() async_read() is what a bulk store, or a product, reads. A product's first warp is given,
-  // with what each of the four knew when it issued its share; read_for() says whose share comes.
+  void commit_tensor(Warp& w, int lane, u32 mbarrier);
+
+  // From here to end_reader() async_read() is what a bulk store, tensor work, or a product of wgmma reads. Such a
+  // product's first warp is given, with what each of the four knew when it issued its share; read_for() says whose
+  // share comes.
   void begin_bulk_store(Warp& w, int lane);
+  void begin_tensor(Warp& w, int lane);
   void begin_product(Warp& first, std::vector<Clock const*> const& known, u32 number, i32 pc);
-  void read_for(Warp const* w) { only_ = w == nullptr ? nullptr : &state(*w); }  // null: for all
+  void read_for(Warp const* w) {  // null: for all
+    only_ = w == nullptr ? nullptr : &state(*w);
+    reader_.lanes = w == nullptr ? kAllLanes : share(*w);
+  }
   void end_reader() { issuers_.clear(); }
   void async_read(u32 address, u32 bytes);
   Clock known_to_any_lane(Warp const& w);
@@ -109,6 +126,11 @@ class Races {
     std::vector<u32> committed[kLanes];
     u32 done[kLanes] = {};  // those with smaller numbers are known to the lane
   };
+  struct TensorWork {
+    u16 agent = kNoAgent;
+    u32 issued = 0;
+    Clock before = {};  // what the issuers knew
+  };
   struct Knowledge {
     u32 lanes;
     Clock clock;
@@ -123,6 +145,7 @@ class Races {
     Clock arrived, passed;  // in this phase; in the phases before
     u16 agent = kNoAgent;
     u32 phase = 0;
+    u32 committed = 0, waited_for = 0;  // phases, from 1 on: the last one that a commit has arrived in; that was passed
   };
   // Whose knowledge an access begins with; the own accesses of lanes `own` come before it.
   struct Issuer {
@@ -141,11 +164,14 @@ class Races {
   u16 new_agent(Kind kind, u32 cta, u32 number);
   Mbarrier& mbarrier_at(u32 address);
   Issuer issuer(Warp& w, int lane);
+  // Of products: as many lanes of their agent as a warp has.
+  static u32 share(Warp const& w) { return 0xffu << w.id % 4 * 8; }
   void learn_products(Warp& w);
   void use_mbarrier(Warp& w, int lane, u32 address);
   static void add_done(Operations const& o, u32 lanes, bool all, Clock& into);
 
   bool allowed(Stamp const& before, Stamp const& now) const;
+  bool lacks_fence(Stamp const& before, Stamp const& now, Clock const& known) const;
   static bool ordered(Stamp const& before, Issuer const& now);
   void visit(u32 rank, Stamp const& stamp);
   std::string place_in_code(Stamp const& stamp) const;
@@ -158,11 +184,13 @@ class Races {
   Cluster& cluster_;
   u32 warps_per_cta_ = 0;
   std::vector<WarpState> warps_;
+  std::vector<TensorWork> tensor_;  // a CTA's
   std::vector<Agent> agents_;
   std::vector<std::vector<Word>> words_;                // a CTA's
   std::vector<std::vector<u8>> used_;                   // of each kBlock of them, whether some is not as at the start
   std::vector<std::vector<MoreReaders>> more_;          // the second reader and the others
   std::vector<std::unordered_map<u32, Stamp>> visits_;  // to a CTA's memory, by other CTAs' warps: the last ones
+  mutable std::unordered_map<u64, bool> allowed_;       // of two places in the code, whether they may race
   std::vector<Clock> named_;
   std::unordered_map<u32, Mbarrier> mbarriers_;
   Mbarrier cluster_barrier_;

@@ -48,6 +48,7 @@ void exit_lanes(Warp& w, u32 lanes) {
   for (Group& g : w.groups)
     if (g.wait == Group::kConvergence) g.wait = Group::kNone;
   if (w.alive != 0) return;
+  if (w.wgmma_newest > w.wgmma_waited_for) fault("the warp ends before it has waited for its matrix products");
   Cta const& cta = *w.cta;
   advance_cluster_barrier(*cta.cluster);
   auto const ended = [](Warp const& x) { return x.alive == 0; };
@@ -303,7 +304,7 @@ class ClusterRun {
     }
   }
 
-  // Asynchronous work completes when no warp can run: as late as it may. With odd seeds, now and then before.
+  // Asynchronous work completes when no warp can run, until a phase ends; with odd seeds, now and then before.
   void run_late(std::vector<Warp*> warps) {
     constexpr u32 kShortest = 2, kSpread = 500;
     auto& random = random_numbers();
@@ -314,7 +315,8 @@ class ClusterRun {
         any |= run_warp(*w, kShortest + random() % kSpread, random() % 4 == 0);
         if (settings.seed % 2 == 1 && random() % 16 == 0) any |= run_some_late_task(cluster_);
       }
-      if (!any && !run_some_late_task(cluster_)) deadlock();
+      for (u64 const before = cluster_.phases_ended; !any && cluster_.phases_ended == before;)
+        if (!run_some_late_task(cluster_)) deadlock();
       check_limit();
     }
   }
@@ -387,9 +389,9 @@ bool run_some_late_task(Cluster& cluster) {
   if (all == 0) return false;
   size_t const chosen = random_numbers()() % all;
   auto& queue = chosen < copies ? cluster.copies : cluster.tensor;
-  auto const place = chosen < copies ? queue.begin() + i64(chosen) : queue.begin();
-  Task const task = std::move(*place);
-  queue.erase(place);
+  if (chosen < copies) std::swap(queue[chosen], queue.front());  // no erase(): there may be many
+  Task const task = std::move(queue.front());
+  queue.pop_front();
   task();
   return true;
 }

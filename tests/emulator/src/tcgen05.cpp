@@ -2,6 +2,7 @@
 #include "families.h"
 #include "matrix.h"
 #include "mbarrier.h"
+#include "races.h"
 #include "registers.h"
 #include "tmem.h"
 #include "tmem_use.h"
@@ -115,7 +116,10 @@ void issue(Warp& w, Instruction const& i, u32 mask) {
     p.left = in_tmem ? read_lane<u64>(w, o[1].parts[0], l) + o[1].value : read_lane<u64>(w, o[1], l);
     p.right = read_lane<u64>(w, o[2], l);
     p.descriptor = read_lane<u32>(w, o[3], l);
+    Races* const r = races(w);
+    if (r) r->begin_tensor(w, l);
     complete_tensor(*w.cta->cluster, p);
+    if (r) r->end_reader();
   });
 }
 
@@ -125,10 +129,14 @@ void commit(Warp& w, Instruction const& i, u32 mask) {
     Cta* const cta = w.cta;
     u32 const barrier = u32(read_lane<u64>(w, i.operands[0].parts[0], l) + i.operands[0].value);
     u32 const ctas = i.operands.size() > 1 ? read_lane<u32>(w, i.operands[1], l) & 0xffff : 0;
+    auto const arrive = [&w, cta, l](u32 at) {
+      if (Races* const r = races(w)) r->commit_tensor(w, l, at);
+      mbarrier_update(*cta, at, 1, 0);
+    };
     complete_tensor(*cta->cluster, [=] {
-      if (ctas == 0) return mbarrier_update(*cta, barrier, 1, 0);
+      if (ctas == 0) return arrive(barrier);
       for (u32 rank = 0; rank < cta->cluster->ctas.size(); ++rank)
-        if (has_lane(ctas, int(rank))) mbarrier_update(*cta, in_cta(rank, barrier), 1, 0);
+        if (has_lane(ctas, int(rank))) arrive(in_cta(rank, barrier));
     });
   });
 }

@@ -6,6 +6,7 @@
 #include "families.h"
 #include "matrix.h"
 #include "memory.h"
+#include "races.h"
 #include "registers.h"
 #include "tmem_use.h"
 
@@ -30,6 +31,7 @@ void allocate(Warp& w, Instruction const& i, u32 mask) {
   for (u32 quarter = 0; quarter < kTmemQuarters; ++quarter)
     std::fill_n(&cta.tmem_uses[quarter * kTmemColumns + address], columns, TmemUse{});
   u64 const to = read_lane<u64>(w, i.operands[0].parts[0], first_lane(mask)) + i.operands[0].value;
+  if (Races* const r = races(w)) r->access(w, mask & -mask, u32(to), 4, Access::kWrite);
   std::memcpy(shared_memory(cta, u32(to), 4), &address, 4);
 }
 
@@ -39,6 +41,7 @@ void free_columns(Warp& w, Instruction const& i, u32 mask) {
   if (columns > w.cta->tmem_allocated)
     fault("%u columns of tensor memory are freed of %u", columns, w.cta->tmem_allocated);
   w.cta->tmem_allocated -= columns;
+  note_tmem_write(TmemUser::of_warp(w), {w.cta, w.cta->tmem_allocated, columns});
 }
 
 // A warp reaches the quarter of the lanes that its number implies; its addresses may also say lane 0.
@@ -113,6 +116,8 @@ void copy_to_tmem(Warp& w, Instruction const& i, u32 mask) {
     u64 const descriptor = read_lane<u64>(w, i.operands[1], l);
     Cta& cta = *w.cta;
     int const rows = i.count, pair = int(i.option), words = rows == 128 ? 8 : 4;
+    Races* const r = races(w);
+    if (r) r->begin_tensor(w, l);
     complete_tensor(*cta.cluster, [=, &cta, user = TmemUser::of_product(w)] {
       for (int n = 0; n < pair; ++n) {
         Cta& member = pair_member(cta, pair, n);
@@ -128,6 +133,7 @@ void copy_to_tmem(Warp& w, Instruction const& i, u32 mask) {
           }
       }
     });
+    if (r) r->end_reader();
   });
 }
 

@@ -2,7 +2,7 @@
 //
 //   handover    columns that another warp, or another warp's products, has used since must be fenced on both sides:
 //               tcgen05.fence::before_thread_sync by a warp after its use (a commit has it), ::after_thread_sync by
-//               whoever is next, before its own
+//               whoever is next, before its own; so that nobody uses them any more, before they are freed
 //   loads       the registers of tcgen05.ld are not read, nor its columns overwritten, before tcgen05.wait::ld
 #pragma once
 

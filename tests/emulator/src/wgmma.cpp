@@ -109,7 +109,8 @@ struct Product {
 };
 
 // --- settings.wgmma_fences: the registers that a product uses may not have been written since the last wgmma.fence,
-// by anything but products.
+// by anything but products. Reading them calls for a fence, too, but which of a kernel's virtual registers will be one
+// is not known here: one is asked for before the first product, and where products follow a wait.
 
 void require_fenced(Warp const& w, Operand const& o) {
   for (Operand const& part : o.parts)
@@ -124,6 +125,7 @@ void issue(Warp& w, Instruction const& i, u32 mask) {
   auto const& o = i.operands;
   bool const registers = o[1].kind == Operand::kVector;
   if (settings.wgmma_fences) {
+    if (!w.wgmma_fenced) fault("wgmma without a wgmma.fence since the last wgmma.wait_group");
     // An accumulator whose old value does not count is only written.
     if (read_lane<u8>(w, o[3], 0)) require_fenced(w, o[0]);
     if (registers) require_fenced(w, o[1]);
@@ -144,6 +146,7 @@ void issue(Warp& w, Instruction const& i, u32 mask) {
     p.left_across = flag(6);
     p.right_across = flag(7);
   }
+  w.wgmma_newest = w.wgmma_group + 1;
   std::shared_ptr<Clock const> known;
   if (Races* const r = races(w)) {
     r->begin_operations(w, Races::kProducts);
@@ -166,13 +169,19 @@ void wait(Warp& w, Instruction const& i, u32) {
                                  [&](WgmmaTask const& t) { return t.group + newest_left < w.wgmma_group; });
   u64 const all = w.wgmma_done + u64(due);
   if (due != 0) run_issued(w, all - 1);
-  if (w.wgmma_done < all)
+  if (w.wgmma_done < all) {
     w.group().wait = Group::kWgmma;
-  else if (Races* const r = races(w))
-    r->wait(w, kLane, Races::kProducts, newest_left);
+    return;
+  }
+  if (w.wgmma_group > newest_left) w.wgmma_waited_for = std::max(w.wgmma_waited_for, w.wgmma_group - newest_left);
+  w.wgmma_fenced = false;
+  if (Races* const r = races(w)) r->wait(w, kLane, Races::kProducts, newest_left);
 }
 
-void fence(Warp& w, Instruction const&, u32) { std::fill(w.unfenced.begin(), w.unfenced.end(), u8(0)); }
+void fence(Warp& w, Instruction const&, u32) {
+  w.wgmma_fenced = true;
+  std::fill(w.unfenced.begin(), w.unfenced.end(), u8(0));
+}
 
 }  // namespace
 

@@ -102,8 +102,8 @@ struct Consumer {
     smem.full[me][Shared::barrier(g, block)].wait(Shared::phase(g, block));
     cutlass::arch::fence_view_async_shared();  // the copies are generic writes
   }
+  // Only products read the tiles, and the warp's lanes have met where they waited for those.
   __device__ __forceinline__ void release_group(int g) {
-    __syncwarp();  // all lanes have read what they need
     if (lane == 0) smem.empty[me][Shared::barrier(g, block)].arrive();
   }
 
@@ -123,8 +123,8 @@ struct Consumer {
                make_tensor(make_smem_ptr(opaque(smem.q[me] + Config::column_tile(p) * Config::kQTileElements)),
                            typename Config::HeadLayout{}),
                rS, thread, p == 0);
-      warpgroup_commit_batch();
     }
+    warpgroup_commit_batch();
     uint64_t const valid = smem.valid[me][block % 2];
     warpgroup_wait<0>();
     warpgroup_fence_operand(rS);

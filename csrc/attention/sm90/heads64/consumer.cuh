@@ -92,7 +92,8 @@ struct Consumer {
     cutlass::arch::fence_view_async_shared();
   }
 
-  // rS = Q K^T over half of the columns of the block in `buffer`, whose keys have landed. Commits, does not wait.
+  // rS = Q K^T over half of the columns of the block in `buffer`, whose keys have landed: the left half, then the right
+  // one, which commits both. Does not wait.
   template <int kHalf>
   __device__ __forceinline__ void issue_scores(int buffer) {
     constexpr int kFirst = kHalf * kHalfTiles, kCols = kHalf == kLeft ? kHalfV : Config::kDQk - kHalfV;
@@ -101,7 +102,7 @@ struct Consumer {
     mma_ss(MmaQK{}, make_tensor(make_smem_ptr(opaque(smem.q) + kFirst * kTileElements), Layout{}),
            make_tensor(make_smem_ptr(opaque(smem.k[buffer]) + kFirst * kTileElements), Layout{}), rS, thread,
            kHalf == kLeft);
-    warpgroup_commit_batch();
+    if constexpr (kHalf == kRight) warpgroup_commit_batch();
   }
 
   // rO += P V over half of the value columns: P from this consumer's registers ...

@@ -47,8 +47,8 @@ struct EvenConsumer : Consumer<Config, Work> {
       // The next tile's first scores run while this one is written out; after the last tile, scores of nothing.
       if (another_tile) {
         this->wait_q();
-        this->wait_keys(0, kLeft);
-        this->wait_keys(0, kRight);
+        smem.full[0][kLeft].wait(phase);
+        this->wait_keys(0, kRight);  // its fence is for both halves
       }
       this->template issue_scores<kLeft>(0);
       this->template issue_scores<kRight>(0);
@@ -71,7 +71,6 @@ struct EvenConsumer : Consumer<Config, Work> {
     if constexpr (Config::kEvenPOverRope) cutlass::arch::NamedBarrier::arrive_and_wait(128, kEvenScores);
     store_rows(recast<uint32_t const>(rP), smem.even_p(), lane, warp);
     stats.publish(smem.reference[kEven], lane, warp);
-    cutlass::arch::fence_view_async_shared();
     cutlass::arch::NamedBarrier::arrive(256, kEvenPReady);
     this->issue_own_values(0, kLeft);
     this->wait_products();

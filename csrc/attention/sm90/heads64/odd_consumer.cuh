@@ -37,7 +37,7 @@ struct OddConsumer : Consumer<Config, Work> {
     this->wait_keys(1, kRight);
     this->template issue_scores<kRight>(1);
     cutlass::arch::NamedBarrier::arrive_and_wait(256, kEvenPReady);
-    cutlass::arch::fence_view_async_shared();  // the even consumer waited for this block's copies, this one did not
+    cutlass::arch::fence_view_async_shared();  // of the even consumer's probabilities, and of its block's copies
     this->wait_products();
 
     float factor[2];
