@@ -38,7 +38,7 @@ SURVIVORS = (
         "The product overwrites accumulators that were not written since the last fence. That a fence also orders what "
         "has been read from registers is not modelled.",
         instruction=r"wgmma\.fence",
-        source=r"indexer_logits/sm90/consumer\.cuh:162 ",
+        source=r"indexer_logits/sm90/consumer\.cuh:120 ",
     ),
     Survivor(
         "PTX asks for none between products of one shape on the same accumulators. ptxas does, where a loop that waits "

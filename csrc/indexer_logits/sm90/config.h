@@ -104,11 +104,11 @@ struct Config {
     Unit unit[2];
     LineSums<kWarps> sums;
     // barrier     arrives                                              waits
-    // full        its producer's first lane + bytes; 32 lanes' copies      consumers, before a tile's first product
-    // empty       consumer warps, after the tile's last product        producer
+    // full        first lane that loads + bytes; 32 lanes' copies      consumers, before a tile's first product
+    // empty       consumer warps, after the tile's last product        the keys' producer
     //             (12, or 4 where a tile is one consumer's)
     // q_full      as full; its end of work (no tiles) comes so too     consumers, before a unit's first product
-    // q_empty     12 consumer warps, after the unit's last product      producer
+    // q_empty     12 consumer warps, after the unit's last product     the units' producer
     Barrier full[kMaxStages], empty[kMaxStages], q_full[2], q_empty[2];
 
     __device__ __forceinline__ e4m3* keys(int stage) { return pool + stage * int(kTileBytes); }
