@@ -68,7 +68,7 @@ def _prefill() -> Iterator[MutationCase]:
 def _prefill_on_blackwell() -> Iterator[MutationCase]:
     for d_qk in (576, 512):
         for kernel, h_q in (("heads64", 64), ("pair", 128)):
-            for more in ({"topk": 270, "s_q": 5}, {"topk": 65, "s_q": 7}):
+            for more in ({"topk": 270, "s_q": 5, "values": "ramp"}, {"topk": 65, "s_q": 7}):
                 case = SparseMlaFwdCase(h_q=h_q, d_qk=d_qk, s_kv=600, **more, **HOSTILE)
                 name = f"prefill_{kernel}<Config<{d_qk}>>"
                 yield MutationCase("sparse_mla_fwd", name, partial(_prefill_call, case))
