@@ -68,7 +68,7 @@ def _prefill() -> Iterator[MutationCase]:
 def _prefill_on_blackwell() -> Iterator[MutationCase]:
     for d_qk in (576, 512):
         for kernel, h_q in (("heads64", 64), ("pair", 128)):
-            for more in ({"topk": 270, "s_q": 5}, {"topk": 65, "s_q": 7}):
+            for more in ({"topk": 270, "s_q": 5, "values": "ramp"}, {"topk": 65, "s_q": 7}):
                 case = SparseMlaFwdCase(h_q=h_q, d_qk=d_qk, s_kv=600, **more, **HOSTILE)
                 name = f"prefill_{kernel}<Config<{d_qk}>>"
                 yield MutationCase("sparse_mla_fwd", name, partial(_prefill_call, case))
@@ -189,12 +189,13 @@ def _topk() -> Iterator[MutationCase]:
         # fills up again and again, that are good to the sample, that mislead it.
         alone, clusters = f"topk_kernel<{cpp},false>", f"topk_kernel<{cpp},true>"
         for kernel, multiprocessors, rows, columns in ((alone, FEW, 2, 20012), (clusters, 0, 1, 66012)):
+            # More positions than the bitmap of those chosen covers at once.
+            many = partial(_topk_call, "normal", 1, 140012, dtype, 2048)
+            yield MutationCase("topk_indices", kernel, many, multiprocessors)
             for values in ("equal", "ascending", "normal", "misleading"):
                 make = partial(_topk_call, values, rows, columns, dtype, 1000 if values == "misleading" else 2048)
                 yield MutationCase("topk_indices", kernel, make, multiprocessors)
         yield MutationCase("topk_indices", alone, partial(_topk_call, "special", 2, 3001, dtype, 500))
-        # More positions than the bitmap of those chosen covers at once.
-        yield MutationCase("topk_indices", alone, partial(_topk_call, "normal", 1, 140012, dtype, 2048))
 
 
 def _topk_call(values: str, rows: int, columns: int, dtype: torch.dtype, k: int) -> Call:

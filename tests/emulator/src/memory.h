@@ -57,9 +57,9 @@ u8* memory(Warp& warp, int lane, u64 address, u32 bytes, Instruction const& inst
 // A memory operand's addresses.
 void addresses_of(Warp const& warp, Operand const& operand, u64* addresses);
 
-// --- settings.proxy_fences: a thread's writes to its CTA's shared memory are noted until it runs a proxy fence, or
-// another thread does that has come through a barrier since; the async proxy (wgmma, tcgen05, TMA, bulk copies) may not
-// read what is noted. (Which barrier is not asked: that accesses are ordered at all is what races.h looks at.)
+// --- settings.proxy_fences, where races.h does not look, which is exact: a thread's writes to its CTA's shared memory
+// are noted until it runs a proxy fence, or another thread does that has come through a barrier since; the async proxy
+// (wgmma, tcgen05, TMA, bulk copies) may not read what is noted. Which barrier is not asked.
 void see_writes(Warp& warp);  // it comes through a barrier
 void note_write(Warp& warp, int lane, u32 address, u32 bytes);
 void proxy_fence(Warp& warp, Instruction const& instruction, u32 mask);
