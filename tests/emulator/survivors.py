@@ -90,12 +90,6 @@ SURVIVORS = (
         source=r"decode/sm100/kernel\.cuh:(59|81)|sm100/pair/kernel\.cuh:(47|62)",
     ),
     Survivor(
-        "The converters of the other half of the keys wait for the same stages, and keep the CTA.",
-        kernel=r"sparse_mla_decode<.*2> *>",
-        instruction=r"mbarrier\.try_wait",
-        source=r"decode/sm100/convert\.cuh:10[78] ",
-    ),
-    Survivor(
         "It comes before a second use of the sums; this is the first.",
         kernel="plan_sparse_mla_decode",
         instruction="bar.sync",

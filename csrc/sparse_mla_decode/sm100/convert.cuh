@@ -104,8 +104,11 @@ struct Converter {
       else
         load_block(next);
     } while (exists || more);
-    Config::drain(smem.key_empty, key);
-    if constexpr (Config::kPair) Config::drain(smem.value_empty, value);
+    // The CTA may not end while products are to arrive. That one part's warps wait keeps it for the other's, too.
+    if constexpr (kPart == 0) {
+      Config::drain(smem.key_empty, key);
+      if constexpr (Config::kPair) Config::drain(smem.value_empty, value);
+    }
   }
 
  private:
