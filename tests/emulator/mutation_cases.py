@@ -131,9 +131,11 @@ def _decode_call(case: DecodeCase, **options: Any) -> Call:
 def _ragged_logits(config: str = "Config<{},{},128>") -> Iterator[MutationCase]:
     for d in (128, 64, 32):
         for heads in (64, 32, 16, 8):
+            more = 64 // heads
             for sizes in (
                 {"s_q": 5, "s_k": 2500, "ranges": "causal"},  # more tiles of keys than there are stages
-                {"s_q": 40, "s_k": 300, "ranges": "random", "poison": True},
+                {"s_q": 40 * more, "s_k": 300, "ranges": "random", "poison": True},  # several blocks of queries
+                {"s_q": 780 * more, "s_k": 8, "ranges": "one"},  # so many that all warps add them up
             ):
                 case = RaggedCase(heads=heads, d=d, **sizes)
                 name = f"logits<{config.format(heads, d)},KernelParams<IndexerKeys"
@@ -152,9 +154,12 @@ def _paged_logits() -> Iterator[MutationCase]:
             for width in (64, 128) if heads >= 32 and d == 128 else (128,):
                 tokens = 1 if width == 64 else 128 // heads + 1
                 case = PagedCase(batch=3, next_n=tokens, heads=heads, d=d, max_context_len=2500)
+                # So many requests that all warps add them up, and a CTA meets several.
+                many = PagedCase(batch=130, next_n=tokens, heads=heads, d=d, max_context_len=64)
                 name = f"logits<Config<{heads},{d},{width}>,KernelParams<PagedIndexerKeys"
                 for planned in (False, True):
                     yield MutationCase("paged_indexer_logits", name, partial(_paged_call, case, planned))
+                yield MutationCase("paged_indexer_logits", name, partial(_paged_call, many, False))
     yield _paged_plan()
 
 
