@@ -6,7 +6,6 @@ from tests.emulator import survivors
 from tests.emulator.control import RUNS
 from tests.emulator.mutation_cases import all_cases
 
-KERNELS = list(dict.fromkeys(case.kernel for case in all_cases()))
 BARRIERS = (
     "bar.sync",
     "barrier.cluster.arrive",
@@ -29,13 +28,18 @@ def one_of_each_kind(sites):
     return list(kinds.values())
 
 
+def pytest_generate_tests(metafunc):
+    cases = all_cases(metafunc.config.getoption("--emulate") or "sm_90a")
+    metafunc.parametrize("kernel", list(dict.fromkeys(case.kernel for case in cases)))
+
+
 # (All four runs of the mutants: the command's affair. Here a late one follows for what the first does not notice.)
 @pytest.mark.parametrize("device", [RUNS[0]], indirect=True, ids=lambda run: run.name)
-@pytest.mark.parametrize("kernel", KERNELS)
 def test_removed_synchronisation_is_reported(kernel, device, request):
     from tests.emulator.mutate import Examination
 
-    cases = [case for case in all_cases() if case.kernel == kernel]
+    arch = request.config.getoption("--emulate")
+    cases = [case for case in all_cases(arch) if case.kernel == kernel]
     examination = Examination(request.config.emulator, cases, (RUNS[0], RUNS[2]))
     (name,) = examination.known
     sites = one_of_each_kind(s for s in examination.sites_of(name) if s.number in examination.reached)
