@@ -167,9 +167,11 @@ def _paged_on_blackwell() -> Iterator[MutationCase]:
     for d in (128, 64, 32):
         for heads in (64, 32, 16, 8):
             case = PagedCase(batch=3, next_n=128 // heads + 1, heads=heads, d=d, max_context_len=2500)
+            many = PagedCase(batch=130, next_n=128 // heads + 1, heads=heads, d=d, max_context_len=64)
             name = f"logits<Config<{heads},{d}>,KernelParams<PagedIndexerKeys"
             for planned in (False, True):
                 yield MutationCase("paged_indexer_logits", name, partial(_paged_call, case, planned))
+            yield MutationCase("paged_indexer_logits", name, partial(_paged_call, many, False))
     yield _paged_plan()
 
 
