@@ -14,7 +14,7 @@ __device__ __forceinline__ bool scale_is_simple(float scale) {
   return (bits & 0x807fffff) == 0 && exponent >= 1 && exponent <= 134;
 }
 // 2^120 times a simple scale, given by its biased exponent, twice.
-__device__ __forceinline__ uint32_t simple_factor(uint32_t exponent) { return (exponent + 120) * 0x00800080u; }
+__host__ __device__ constexpr uint32_t simple_factor(uint32_t exponent) { return (exponent + 120) * 0x00800080u; }
 
 // Four codes, low byte first, times a simple scale. Sign, exponent and mantissa of a code, moved to where a bf16 has
 // its own, are the code's value times 2^-120, subnormals included; one exact product gives the rest. A NaN code (0x7f,

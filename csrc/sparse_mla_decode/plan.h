@@ -5,8 +5,9 @@
 // the two consumers of a CTA for few heads). A worker that holds all units of a query writes its result; the others
 // write their parts to partial slots, and combine.cuh adds them up.
 //
-// The plan is the list of cuts, and nothing else: any list that ascends gives right results, whatever the lengths have
-// become since. Without a plan, or with one for other sizes, every query is taken to have the units that fit its topk.
+// The plan is the list of cuts, and nothing else: any list that ascends, without equal ones before its end, gives right
+// results, whatever the lengths have become since. Without a plan, or with one for other sizes, every query is taken to
+// have the units that fit its topk.
 //
 // Batch-invariant: queries are cut at fixed units alone (chunks), and every chunk is a partial result of its own, so
 // that a query's bits do not depend on where the cuts lie.
@@ -17,6 +18,9 @@
 #include <cstdint>
 
 #include "op.h"
+#ifdef __CUDACC__
+#include "arch/any/dependent_grids.cuh"
+#endif
 
 namespace dsa {
 
@@ -113,7 +117,7 @@ __device__ inline DecodeRange part_range(int32_t const* plan, DecodeShape const&
                        kPlanHeader + 2 * part + 3};
     int32_t v[7];
 #pragma unroll
-    for (int i = 0; i < 7; ++i) asm volatile("ld.global.s32 %0, [%1];" : "=r"(v[i]) : "l"(plan + at[i]) : "memory");
+    for (int i = 0; i < 7; ++i) v[i] = load_past_l1(plan + at[i]);
     if (v[0] == shape.queries && v[1] == parts && v[2] == units)
       return {{min(max(v[3], 0), shape.queries), min(max(v[4], 0), units)},
               {min(max(v[5], 0), shape.queries), min(max(v[6], 0), units)}};

@@ -84,13 +84,11 @@ struct Config {
       decltype(tile_to_shape(typename Rows<kDim>::Atom{}, Shape<Int<kHalf>, Int<kDim>, Int<2 * kMaxStages>>{}));
   using QLayout = decltype(tile_to_shape(typename Rows<kDim>::Atom{}, Shape<Int<kColumns>, Int<kDim>, Int<kSlabs>>{}));
 
-  // Two units of Q if that leaves six stages, and as many stages as there is room for, in multiples of `turns`.
+  // Two units of Q if there are slabs for them, and as many stages as there is room for, in multiples of `turns`.
   static Rings rings(int slabs, int turns) {
-    auto const room = [&](int buffers) {
-      return kPool - int((slabs * buffers * kSlabBytes + kTileBytes - 1) / kTileBytes);
-    };
-    int const buffers = 2 * slabs <= kSlabs && room(2) >= 6 ? 2 : 1;
-    int const stages = room(buffers) < kMaxStages ? room(buffers) : kMaxStages;
+    int const buffers = 2 * slabs <= kSlabs ? 2 : 1;
+    int const room = kPool - int((slabs * buffers * kSlabBytes + kTileBytes - 1) / kTileBytes);
+    int const stages = room < kMaxStages ? room : kMaxStages;
     return {slabs, buffers, stages / turns * turns};
   }
 

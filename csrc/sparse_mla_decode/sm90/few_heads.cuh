@@ -11,8 +11,8 @@
 
 namespace dsa::sm90::decode_few_heads {
 
-// 2 * (152 + 104) = 512 a lane of four warpgroups: all there are.
-constexpr int kConsumerRegisters = 152, kProducerRegisters = 104;
+// 2 * (144 + 112) = 512 a lane of four warpgroups: all there are.
+constexpr int kConsumerRegisters = 144, kProducerRegisters = 112;
 
 template <class Format, int kHeads>
 using Config = few_heads::Config<Format::kHeadDim, kHeads, kProducerWarps,
@@ -22,7 +22,7 @@ using Config = few_heads::Config<Format::kHeadDim, kHeads, kProducerWarps,
 class Walk {
  public:
   __device__ __forceinline__ explicit Walk(DecodeParams const& params)
-      : latest_(params, DecodeWork::part_of(1)), other_(params, DecodeWork::part_of(0)) {}
+      : latest_(DecodeWork::range_of(params, 1)), other_(DecodeWork::range_of(params, 0)) {}
 
   __device__ __forceinline__ Walk fetch(int) const { return *this; }
   __device__ __forceinline__ void put(int, int, Walk const& walk) { *this = walk; }
@@ -54,7 +54,7 @@ static_assert(sizeof(SharedStorage<KvV32, 16>) <= 227 * 1024 && sizeof(SharedSto
 template <class Config>
 struct Sink {
   using Shared = typename Config::SharedStorage;
-  static constexpr int kAhead = 4;
+  static constexpr int kAhead = 8, kLate = 0;
   static constexpr int kGroups = Config::kGroups;
   static constexpr int group_begin(int g) { return Config::group_begin(g); }
   static constexpr int group_end(int g) { return Config::group_end(g); }
@@ -100,7 +100,8 @@ __global__ void __launch_bounds__(kDecodeThreads, 1)
   int const warpgroup = __shfl_sync(~0u, threadIdx.x / 128, 0);
   if (warpgroup < 2) {
     cutlass::arch::warpgroup_reg_alloc<kConsumerRegisters>();
-    few_heads::Consumer<Config, DecodeWork>(params, maps, smem, warpgroup).run();
+    few_heads::Consumer<Config, DecodeWork>(params, maps, smem, warpgroup)
+        .run(DecodeWork(params, warpgroup, DecodeWork::range_of(params, warpgroup)));
   } else {
     cutlass::arch::warpgroup_reg_dealloc<kProducerRegisters>();
     DecodeProducer<Format, Walk, Sink<Config>>(params, Walk(params), Sink<Config>(smem), smem.batches).run();

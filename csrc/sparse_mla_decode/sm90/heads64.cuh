@@ -1,10 +1,10 @@
 // Sparse MLA decode on Hopper, 64 heads of one query a tile. attention/sm90/heads64/consumer.cuh draws the pipeline;
 // producer.cuh fills its key buffers from a cache.
 //
-// What bounds it: the producers' stores to shared memory, which wait while Q K^T reads all that it gives. A pair of
-// blocks of 64 keys is 4352 cycles of products and takes 8300 (H200); the producers work 7100 of them, 3400 without
-// their stores (docs/design-notes.md has the figures). Small batches are bound by the latency of one pass through the
-// code.
+// What bounds it: the producers. A pair of blocks of 64 keys is 4352 cycles of products and takes 8000 (H200), in which
+// their warps wait for codes, for registers of stores that are queued behind what Q K^T reads, and for halves of blocks
+// that come back late (docs/design-notes.md has the figures). Small batches are bound by the latency of one pass
+// through the code.
 //
 // A CTA has a part of the plan's line, or, where the device has two to eight CTAs for each query, a share of one
 // query's keys in a team (team.cuh).
@@ -54,8 +54,8 @@ class Walk {
     }
   };
 
-  __device__ __forceinline__ Walk(DecodeParams const& params, KeyWalk (&walks)[kProducerWarps]) : walks_(walks) {
-    put(threadIdx.x / 32 % kProducerWarps, threadIdx.x % 32, {KeyWalk(params, DecodeWork::part_of(params))});
+  __device__ __forceinline__ Walk(DecodeRange const& range, KeyWalk (&walks)[kProducerWarps]) : walks_(walks) {
+    put(threadIdx.x / 32 % kProducerWarps, threadIdx.x % 32, {KeyWalk(range)});
     __syncwarp();
   }
 
@@ -75,7 +75,7 @@ class Walk {
 // The two key buffers by turns; their halves are the groups.
 template <class Config>
 struct Sink {
-  static constexpr int kAhead = 4;
+  static constexpr int kAhead = 4, kLate = 2;
   static constexpr int kGroups = 2;
   static constexpr int group_begin(int g) { return g * heads64::kHalfTiles; }
   static constexpr int group_end(int g) { return g == 0 ? heads64::kHalfTiles : Config::kTiles; }
@@ -116,20 +116,21 @@ __global__ void __launch_bounds__(kDecodeThreads, 1)
   } else {
     __syncthreads();
   }
-  wait_for_grid_before();
   launch_dependent_grids();
+
+  DecodeRange const range =
+      look_up_after_grid_before([&] { return DecodeWork::range(params, DecodeWork::part_of(params)); });
 
   int const warpgroup = __shfl_sync(~0u, threadIdx.x / 128, 0);
   if (warpgroup == 0) {
     cutlass::arch::warpgroup_reg_alloc<kConsumerRegisters>();
-    heads64::EvenConsumer<Config, Work>(params, maps, smem).run();
+    heads64::EvenConsumer<Config, Work>(params, maps, smem).run(Work(params, range));
   } else if (warpgroup == 1) {
     cutlass::arch::warpgroup_reg_alloc<kConsumerRegisters>();
-    heads64::OddConsumer<Config, Work>(params, maps, smem).run();
+    heads64::OddConsumer<Config, Work>(params, maps, smem).run(Work(params, range));
   } else {
     cutlass::arch::warpgroup_reg_dealloc<kProducerRegisters>();
-    DecodeProducer<Format, Walk, Sink<Config>>(params, Walk(params, smem.walks), Sink<Config>(smem), smem.batches)
-        .run();
+    DecodeProducer<Format, Walk, Sink<Config>>(params, Walk(range, smem.walks), Sink<Config>(smem), smem.batches).run();
   }
 #endif
 }

@@ -16,7 +16,7 @@ struct KeyBlock {
 // cache, and work out the next run from its place.
 class KeyWalk {
  public:
-  __device__ __forceinline__ KeyWalk(DecodeParams const& params, int part) : left_(DecodeWork::range(params, part)) {}
+  __device__ __forceinline__ explicit KeyWalk(DecodeRange const& range) : left_(range) {}
 
   // Whether there is another.
   __device__ __forceinline__ bool next(DecodeParams const& params, KeyBlock& block) {

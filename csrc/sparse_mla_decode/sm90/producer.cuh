@@ -11,6 +11,8 @@
 // in order, with the consumer that each is for. Between put() and the next fetch() the warp synchronises. Sink: the
 // tiles that a block goes to, in groups:
 //   kAhead                                  tiles of codes that are loaded ahead, into registers: 4 KB a CTA each
+//   kLate                                   of these, loaded only when their block is the next to be filled: until then
+//                                           there are registers for less
 //   kGroups, group_begin(g), group_end(g)   positions of a group's tiles
 //   column_tile(position)
 //   wait(consumer, g)                       until the consumer has left the group's tiles
@@ -28,6 +30,7 @@ template <class Format, class Walk, class Sink>
 struct DecodeProducer {
   static constexpr int kCodeTiles = Format::kNope / 64;
   static constexpr int kAhead = Sink::kAhead;
+  static constexpr int kEarly = kAhead - Sink::kLate;
   // Turns of a block: its code tiles, and as many idle ones as make the registers come round.
   static constexpr int kTurns = (kCodeTiles + kAhead - 1) / kAhead * kAhead;
 
@@ -60,7 +63,7 @@ struct DecodeProducer {
       if (now.exists())
         fill_block();
       else
-        cute::for_each(cute::make_seq < kCodeTiles == 0 ? 0 : kAhead > {},
+        cute::for_each(cute::make_seq < kCodeTiles == 0 ? 0 : kEarly > {},
                        [&](auto turn) { load_codes<decltype(turn)::value>(next); });
       now = next;
       if (!now.exists()) break;
@@ -98,12 +101,16 @@ struct DecodeProducer {
   __device__ __forceinline__ void load_ahead() {
     if constexpr (kTurn + kAhead < kTurns)
       load_codes<kTurn + kAhead>(now);
-    else
+    else if constexpr (kTurn + kAhead - kTurns < kEarly)
       load_codes<kTurn + kAhead - kTurns>(next);
   }
 
   __device__ __forceinline__ void fill_block() {
-    bool const simple = kCodeTiles == 0 || now.scales_are_simple(self);
+    bool simple = true;
+    if constexpr (kCodeTiles > 0) {
+      cute::for_each(cute::make_seq<Sink::kLate>{}, [&](auto i) { load_codes<kEarly + decltype(i)::value>(now); });
+      simple = now.spread_scales(self);
+    }
     cute::for_each(cute::make_seq<Sink::kGroups>{}, [&](auto g) {
       constexpr int kGroup = decltype(g)::value, kBegin = Sink::group_begin(kGroup), kEnd = Sink::group_end(kGroup);
       sink.wait(now.consumer(), kGroup);
@@ -112,7 +119,8 @@ struct DecodeProducer {
         if (self.lane() == 0) sink.valid_rows(now.consumer())[self.warp()] = valid;
       }
       cute::for_each(cute::make_seq<kEnd - kBegin>{}, [&](auto i) { fill_tile<kBegin + decltype(i)::value>(); });
-      if (!simple) fill_again(kBegin, kEnd);
+      if constexpr (kCodeTiles > 0)
+        if (!simple) fill_again(kBegin, kEnd);
       if constexpr (has_copies(kGroup))
         arrive_after_gather(reinterpret_cast<uint64_t&>(sink.full(now.consumer(), kGroup)));
       __syncwarp();  // (no fence for wgmma: the consumers have one after their wait, and here it would wait for the
@@ -136,8 +144,10 @@ struct DecodeProducer {
     } else {
       constexpr int kTurn = turn_of(kPosition), kScale = now.group(kTile);
       if constexpr (kTurn == 0 || now.group(Sink::column_tile(position_of_turn(kTurn - (kTurn > 0)))) != kScale)
-        factor = now.factor(now.scale(kScale, self));
-      store_simple(tile(kPosition) + self.codes_at(), codes[kTurn % kAhead], factor);
+        factor = now.factor(kScale, self);
+      RowPiece piece;
+      piece.convert_simple(codes[kTurn % kAhead], factor);
+      piece.store(tile(kPosition) + self.codes_at());
       load_ahead<kTurn>();
     }
   }
@@ -149,9 +159,10 @@ struct DecodeProducer {
     for (int position = begin; position < end; ++position) {
       int const column_tile = Sink::column_tile(position);
       if (column_tile >= kCodeTiles) continue;
-      float const scale = now.number(now.scale(now.group(column_tile), self));
       uint4 const its_codes = now.load_codes(column_tile);
-      store_any(tile(position) + self.codes_at(), now.counts() ? its_codes : uint4{}, now.counts() ? scale : 0.f);
+      RowPiece piece;
+      piece.convert_any(now.counts() ? its_codes : uint4{}, now.scale(now.group(column_tile), self));
+      piece.store(tile(position) + self.codes_at());
     }
   }
 };

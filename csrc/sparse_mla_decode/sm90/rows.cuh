@@ -129,10 +129,14 @@ struct BlockRows {
   static constexpr int kWords = Format::kScaleBytes == 4 ? 4 : 2;
 
   static constexpr uint32_t kCounts = 16;
+  // The exponent whose factor is -0: rows that do not count become 0.
+  static constexpr uint32_t kZeroExponent = 136;
+  static_assert(simple_factor(kZeroExponent) == 0x80008000);
 
-  uint32_t what = 0;  // as in BatchBlocks, 0: there is no block; and kCounts if the row counts
-  char const* mine;   // the thread's bytes of its first code tile
-  uint32_t word;      // of the row's scales, the (l % kWords)-th
+  uint32_t what = 0;   // as in BatchBlocks, 0: there is no block; and kCounts if the row counts
+  char const* mine;    // the thread's bytes of its first code tile
+  uint32_t word;       // of the row's scales, the (l % kWords)-th
+  uint32_t exponents;  // of v32's scales, biased, a byte each; once they are spread
 
   __device__ __forceinline__ bool exists() const { return what != 0; }
   __device__ __forceinline__ int consumer() const { return what >> 2 & 1; }
@@ -168,15 +172,22 @@ struct BlockRows {
     }
   }
 
-  // Whether all scales of the warp's rows are simple (attention/fp8.cuh). A pad byte among v4's counts as one, whatever
-  // it holds.
-  __device__ __forceinline__ bool scales_are_simple(Lane const& self) const {
+  // Whether all scales of the warp's rows are simple (attention/fp8.cuh); a pad byte among v4's counts as one, whatever
+  // it holds. Before the block is filled, v32's are spread over the row's lanes: a shuffle between the stores would
+  // wait for those that are queued. (v4's eight bytes are more than there are registers for.)
+  __device__ __forceinline__ bool spread_scales(Lane const& self) {
+    bool simple;
     if constexpr (Format::kScaleBytes == 4) {
-      return __all_sync(~0u, !counts() || scale_is_simple(__uint_as_float(word)));
+      simple = scale_is_simple(__uint_as_float(word));
+      uint32_t some = word >> 23 << self.quarter() * 8;
+      some |= __shfl_xor_sync(~0u, some, 1);
+      exponents = some | __shfl_xor_sync(~0u, some, 2);
+      if (!counts()) exponents = kZeroExponent * 0x01010101;
     } else {
       uint32_t const bytes = self.lane() % 2 == 0 ? word : (word & 0x00ffffff) | 0x01000000;
-      return __all_sync(~0u, !counts() || __vminu4(__vmaxu4(bytes, 0x01010101), 0x86868686) == bytes);  // 1 to 134
+      simple = __vminu4(__vmaxu4(bytes, 0x01010101), 0x86868686) == bytes;  // 1 to 134
     }
+    return __all_sync(~0u, !counts() || simple);
   }
 
   // Bit r: row 8 w + r counts.
@@ -196,41 +207,59 @@ struct BlockRows {
     for (int i = 0; i < 2; ++i) gather_16B((tile + self.copies_at()) ^ i * 64, mine + byte + i * 64, counts());
   }
 
-  // Which of a row's scales, the bits of which scale() gives, is that of a tile of 64 columns.
+  // Which of a row's scales is that of a tile of 64 columns.
   static constexpr int group(int tile) { return tile * 64 / Format::kGroup; }
-  // All lanes call it.
-  __device__ __forceinline__ uint32_t scale(int group, Lane const& self) const {
-    if constexpr (Format::kScaleBytes == 4)
-      return __shfl_sync(~0u, word, (self.lane() & ~3) | group);
-    else
-      return __shfl_sync(~0u, word, (self.lane() & ~3) | group / 4) >> group % 4 * 8 & 0xff;
+  // 2^120 times it, twice, if it is simple. All lanes call it.
+  __device__ __forceinline__ uint32_t factor(int group, Lane const& self) const {
+    return simple_factor(exponent(group, self));
   }
-  // 2^120 times it, twice, if it is simple; and as a number. Rows that do not count become 0.
-  __device__ __forceinline__ uint32_t factor(uint32_t scale) const {
-    return counts() ? simple_factor(Format::kScaleBytes == 4 ? scale >> 23 : scale) : 0;
+  // Any scale, as a number, 0 in rows that do not count. (v32's is read again: its exponent is not all of it.) All
+  // lanes call it.
+  __device__ __forceinline__ float scale(int group, Lane const& self) const {
+    if constexpr (Format::kScaleBytes == 4) {
+      auto const* const scales = mine + Format::kScalesAt - self.quarter() * 16;
+      return counts() ? __ldg(reinterpret_cast<float const*>(scales) + group) : 0.f;
+    } else {
+      uint32_t const bits = e8m0_to_fp32_bits(exponent(group, self));
+      return counts() ? __uint_as_float(bits) : 0.f;
+    }
   }
-  static __device__ __forceinline__ float number(uint32_t scale) {
-    return __uint_as_float(Format::kScaleBytes == 4 ? scale : e8m0_to_fp32_bits(scale));
+
+ private:
+  __device__ __forceinline__ uint32_t exponent(int group, Lane const& self) const {
+    if constexpr (Format::kScaleBytes == 4) {
+      return exponents >> group * 8 & 0xff;
+    } else {
+      uint32_t const four = __shfl_sync(~0u, word, (self.lane() & ~3) | group / 4);
+      return counts() ? four >> group % 4 * 8 & 0xff : kZeroExponent;
+    }
   }
 };
 
-// The lane's 16 columns of a row of a tile; `address` is of the first 8.
-__device__ __forceinline__ void store_row(uint32_t address, uint2 const (&row)[4]) {
+// A lane's 16 columns of a row of a tile, as bf16.
+struct RowPiece {
+  uint2 four[4];
+
+  __device__ __forceinline__ void convert_simple(uint4 const& codes, uint32_t factor) {
+    four[0] = dequantise_simple(codes.x, factor);
+    four[1] = dequantise_simple(codes.y, factor);
+    four[2] = dequantise_simple(codes.z, factor);
+    four[3] = dequantise_simple(codes.w, factor);
+  }
+  __device__ __forceinline__ void convert_any(uint4 const& codes, float scale) {
+    four[0] = dequantise(codes.x, scale);
+    four[1] = dequantise(codes.y, scale);
+    four[2] = dequantise(codes.z, scale);
+    four[3] = dequantise(codes.w, scale);
+  }
+  // `address` is of the first 8.
+  __device__ __forceinline__ void store(uint32_t address) const {
 #pragma unroll
-  for (int half = 0; half < 2; ++half)
-    asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(address ^ half * 16), "r"(row[half * 2].x),
-                 "r"(row[half * 2].y), "r"(row[half * 2 + 1].x), "r"(row[half * 2 + 1].y)
-                 : "memory");
-}
-__device__ __forceinline__ void store_simple(uint32_t address, uint4 const& codes, uint32_t factor) {
-  uint2 const row[4] = {dequantise_simple(codes.x, factor), dequantise_simple(codes.y, factor),
-                        dequantise_simple(codes.z, factor), dequantise_simple(codes.w, factor)};
-  store_row(address, row);
-}
-__device__ __forceinline__ void store_any(uint32_t address, uint4 const& codes, float scale) {
-  uint2 const row[4] = {dequantise(codes.x, scale), dequantise(codes.y, scale), dequantise(codes.z, scale),
-                        dequantise(codes.w, scale)};
-  store_row(address, row);
-}
+    for (int half = 0; half < 2; ++half)
+      asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(address ^ half * 16), "r"(four[half * 2].x),
+                   "r"(four[half * 2].y), "r"(four[half * 2 + 1].x), "r"(four[half * 2 + 1].y)
+                   : "memory");
+  }
+};
 
 }  // namespace dsa::sm90

@@ -22,7 +22,7 @@ struct DecodeParams : SparseMlaDecodeParams {
 
   __device__ __forceinline__ static int length(KvSelection const& s, int batch, int token) {
     if (s.length == nullptr) return s.topk;
-    return min(max(s.length[batch * s.length_stride_batch + token * s.length_stride_token], 0), s.topk);
+    return min(max(load_past_l1(s.length + batch * s.length_stride_batch + token * s.length_stride_token), 0), s.topk);
   }
 };
 
@@ -41,13 +41,13 @@ class DecodeWork {
 
   static constexpr bool kTeam = false;
 
-  // Of a CTA: neighbouring CTAs, or teams, take the head blocks of one part, and so read the same rows at the same
-  // time.
-  __device__ __forceinline__ explicit DecodeWork(Params const& params)
-      : DecodeWork(params, part_of(params), head_of(params)) {}
+  // Of a CTA, whose part is `range`: neighbouring CTAs, or teams, take the head blocks of one part, and so read the
+  // same rows at the same time.
+  __device__ __forceinline__ DecodeWork(Params const& params, DecodeRange const& range)
+      : DecodeWork(params, part_of(params), head_of(params), range) {}
   // Of one of its two consumers, for few heads.
-  __device__ __forceinline__ DecodeWork(Params const& params, int consumer)
-      : DecodeWork(params, part_of(consumer), 0) {}
+  __device__ __forceinline__ DecodeWork(Params const& params, int consumer, DecodeRange const& range)
+      : DecodeWork(params, part_of(consumer), 0, range) {}
   static __device__ __forceinline__ int part_of(Params const& params) {
     return blockIdx.x / (params.team * params.shape.head_blocks());
   }
@@ -55,6 +55,9 @@ class DecodeWork {
     return blockIdx.x / params.team % params.shape.head_blocks() * 64;
   }
   static __device__ __forceinline__ int part_of(int consumer) { return blockIdx.x + consumer * gridDim.x; }
+  static __device__ __forceinline__ DecodeRange range_of(Params const& params, int consumer) {
+    return range(params, part_of(consumer));
+  }
   // Of what is left of a part.
   __device__ __forceinline__ DecodeWork(Params const& params, int part, int head, DecodeRange const& left)
       : params_(params), part_(part), head_(head), at_(left.begin), end_(left.end) {
@@ -132,9 +135,6 @@ class DecodeWork {
     int const each = (units + params.team - 1) / params.team;
     return {{query, rank * each}, {query, (rank + 1) * each}};
   }
-
-  __device__ __forceinline__ DecodeWork(Params const& params, int part, int head)
-      : DecodeWork(params, part, head, range(params, part)) {}
 
   // Reads the query's lengths. A chunk past its last one is not worked on: combine.cu knows nothing of it.
   __device__ __forceinline__ void open() {

@@ -13,7 +13,7 @@
 // with the barrier that they need for the probabilities anyway.
 //
 // Work is the op's:
-//   Work(params, consumer), done(), advance()   the consumer's queries, one after the other
+//   done(), advance()                           the consumer's queries, one after the other
 //   tile()                                      the current one: batch, token, head (the first of kHeads)
 //   blocks()                                    of its keys, at least 1
 //   output_scale, write_stats                   what a head's outputs are multiplied by; lse
@@ -55,8 +55,7 @@ struct Consumer {
         lane(threadIdx.x % 32),
         scale_log2(params.scale * kLog2e) {}
 
-  __device__ __forceinline__ void run() {
-    Work work(params, me);
+  __device__ __forceinline__ void run(Work work) {
     if (work.done()) return;
     if (thread == 0) load_q(work.tile());
     while (!work.done()) {

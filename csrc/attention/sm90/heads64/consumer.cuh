@@ -13,7 +13,7 @@
 // written out.
 //
 // Work is the op's:
-//   Work(params), done(), advance()   the CTA's tiles, one after the other
+//   done(), advance()                 the CTA's tiles, one after the other
 //   tile()                            the current one: batch, token, head (the first of 64)
 //   pairs()                           of its key blocks, at least 1
 //   output_scale, write_stats         what a head's outputs are multiplied by; lse

@@ -11,8 +11,7 @@ struct EvenConsumer : Consumer<Config, Work> {
   using Base::Base, Base::lane, Base::params, Base::phase, Base::rO, Base::rP, Base::rS, Base::smem, Base::stats,
       Base::warp;
 
-  __device__ __forceinline__ void run() {
-    Work work(params);
+  __device__ __forceinline__ void run(Work work) {
     if (work.done()) return;
     if (this->thread == 0) this->load_q(work.tile());
     this->wait_q();

@@ -11,8 +11,8 @@ struct OddConsumer : Consumer<Config, Work> {
   using Base::Base, Base::lane, Base::params, Base::phase, Base::rO, Base::rP, Base::rS, Base::smem, Base::stats,
       Base::warp;
 
-  __device__ __forceinline__ void run() {
-    for (Work work(params); !work.done(); work.advance()) {
+  __device__ __forceinline__ void run(Work work) {
+    for (; !work.done(); work.advance()) {
       auto const tile = work.tile();
       int const pairs = work.pairs();
       this->begin_tile();

@@ -26,7 +26,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   int const warpgroup = __shfl_sync(~0u, threadIdx.x / 128, 0);
   if (warpgroup < 2) {
     cutlass::arch::warpgroup_reg_alloc<kConsumerRegisters>();
-    few_heads::Consumer<Config, Work>(params, maps, smem, warpgroup).run();
+    few_heads::Consumer<Config, Work>(params, maps, smem, warpgroup).run(Work(params, warpgroup));
   } else {
     cutlass::arch::warpgroup_reg_dealloc<kProducerRegisters>();
     Producer<Config>(params, smem, warpgroup - 2).run();

@@ -23,10 +23,10 @@ __global__ void __launch_bounds__(kThreads, 1)
   int const warpgroup = __shfl_sync(~0u, threadIdx.x / 128, 0);
   if (warpgroup == 0) {
     cutlass::arch::warpgroup_reg_alloc<kConsumerRegisters>();
-    heads64::EvenConsumer<Config, Work>(params, maps, smem).run();
+    heads64::EvenConsumer<Config, Work>(params, maps, smem).run(Work(params));
   } else if (warpgroup == 1) {
     cutlass::arch::warpgroup_reg_alloc<kConsumerRegisters>();
-    heads64::OddConsumer<Config, Work>(params, maps, smem).run();
+    heads64::OddConsumer<Config, Work>(params, maps, smem).run(Work(params));
   } else {
     cutlass::arch::warpgroup_reg_dealloc<kProducerRegisters>();
     Producer<Config>(params, smem).run();
