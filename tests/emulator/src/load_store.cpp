@@ -19,23 +19,14 @@ template <class T>
 void fill(Warp& w, Instruction const& i, u32 mask, u32 n, u8 const* const* from) {
   Operand const& to = element(i, 0, n);
   if (to.kind == Operand::kNone) return;
-  u8* const lanes = w.registers + to.offset;
-  u32 const width = to.width;
-  for_lanes(mask, [&](int l) {
-    T const value = load<T>(from[l] + n * sizeof(T));
-    u8* const lane = lanes + l * width;
-    if (width == sizeof(T)) {
-      std::memcpy(lane, &value, sizeof(T));
-    } else if (width > 8) {
-      std::memset(lane, 0, width);
-      std::memcpy(lane, &value, sizeof(T));
-    } else {
-      i64 wide = i64(u64(value));
-      constexpr u32 kUnused = sizeof(T) < 8 ? 64 - 8 * sizeof(T) : 0;
-      if (i.option & kSigned) wide = i64(u64(wide) << kUnused) >> kUnused;
-      std::memcpy(lane, &wide, width);
+  Lanes<T> values;
+  for_lanes(mask, [&](int l) { values[l] = load<T>(from[l] + n * sizeof(T)); });
+  if constexpr (sizeof(T) < 8)
+    if (i.option & kSigned) {
+      using Signed = std::make_signed_t<T>;
+      return write<Signed>(w, to, mask, reinterpret_cast<Signed const*>(values));
     }
-  });
+  write<T>(w, to, mask, values);
 }
 
 // i.count elements
@@ -47,10 +38,13 @@ void load_memory(Warp& w, Instruction const& i, u32 mask) {
   Access const kind = i.option & kStrong ? Access::kStrongRead : Access::kRead;
   u32 const bytes = i.count * u32(sizeof(T));
   u8 const* from[kLanes];
-  for_lanes(mask, [&](int l) {
-    from[l] = memory(w, l, addresses[l], bytes, i);
-    if (r && is_shared(i, addresses[l])) r->access(w, 1u << l, u32(addresses[l]), bytes, kind);
-  });
+  if (i.space == Space::kParameter)
+    for (int l = 0; l < kLanes; ++l) from[l] = reinterpret_cast<u8 const*>(addresses[l]);
+  else
+    for_lanes(mask, [&](int l) {
+      from[l] = memory(w, l, addresses[l], bytes, i);
+      if (r && is_shared(i, addresses[l])) r->access(w, 1u << l, u32(addresses[l]), bytes, kind);
+    });
   for (u32 n = 0; n < i.count; ++n) fill<T>(w, i, mask, n, from);
 }
 

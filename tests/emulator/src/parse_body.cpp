@@ -228,6 +228,7 @@ void BodyParser::instruction(std::string text) {
         i.operands.push_back(operand(trimmed(part.substr(bar + 1))));
         i.has_result = true;
       }
+    kernel_.has_wgmma |= mnemonic.root() == "wgmma";
     decode(i, std::move(mnemonic));
   }
   kernel_.code.push_back(std::move(i));
