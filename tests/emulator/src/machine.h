@@ -94,8 +94,8 @@ struct Warp {
   int id = 0;
   Instruction const* code = nullptr;
   u8* registers = nullptr;
-  std::vector<u8> reached;         // of each instruction, whether it has run
-  std::vector<i32> reached_first;  // those that have, in the order in which they were reached
+  std::vector<u8> reached;         // of each instruction that leaves poison to be restored, whether it has run
+  std::vector<i32> reached_first;  // those that have
   u32 alive = 0;
   std::vector<Group> groups;
   int current = 0;  // the group that is running

@@ -62,7 +62,7 @@ bool step(Warp& w) {
   u32 const mask = active_lanes(w, i, g.mask);
   if (i.flow == Instruction::kNext) {
     if (mask != 0) {
-      if (!w.reached[g.pc]) {
+      if (i.result_exposed && !w.reached[g.pc]) {
         w.reached[g.pc] = 1;
         w.reached_first.push_back(g.pc);
       }
@@ -232,7 +232,6 @@ class ClusterRun {
     cta.local.assign(size_t(warp_count()) * kLanes * kernel_.local, 0xff);
     std::fill_n(cta.named, std::size(cta.named), NamedBarrier{});
     cta.mbarriers.clear();
-    cta.tmem.clear();
     cta.tmem_allocated = 0;
     for (UnfencedWrite const& write : cta.writes) cta.unfenced[write.line] = {};
     cta.writes.clear();
@@ -252,7 +251,8 @@ class ClusterRun {
     }
   }
 
-  // Only registers that instructions of the CTA before have written, which name them first, can have another content.
+  // Only registers that instructions of the CTA before have written, which name them first, can have another content;
+  // and only of some that matters (exposed.cpp).
   void poison_registers(Cta& cta) const {
     constexpr u8 kPoison = 0xcd;
     size_t const bytes = kernel_.register_bytes;
