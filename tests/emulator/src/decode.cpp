@@ -105,7 +105,8 @@ void decode(Instruction& i, Mnemonic mnemonic) {
   i.without_it = without(mnemonic);
   std::string const& root = mnemonic.root();
   i.is_move = root == "mov";
-  i.reads_first = root == "wgmma" || root == "bar" || root == "barrier" || root == "nanosleep";
+  i.reads_first = root == "wgmma" || root == "bar" || root == "barrier" || root == "nanosleep" ||
+                  (root == "tcgen05" && mnemonic.has("dealloc"));
   for (auto const family : kFamilies) {
     Mnemonic m = mnemonic;
     i.execute = family(i, m);

@@ -18,7 +18,7 @@ void for_each_register(Operand const& o, F const& f) {
 // How many operands at the beginning are written.
 size_t result_count(Instruction const& i) {
   if (i.operands.empty() || i.operands[0].kind == Operand::kMemory) return 0;
-  return i.has_result ? 2 : 1;
+  return i.has_result && i.operands[1].kind == Operand::kRegister ? 2 : 1;  // (atom's second is an address)
 }
 
 }  // namespace
