@@ -13,6 +13,7 @@ COSINE_LIKE = 5e-6  # 1 - 2 sum(x y) / sum(x^2 + y^2)
 # Of an element, relative to the sum of the magnitudes that it is made of: products are added with some 14 bits.
 ELEMENT = 2.0**-11
 BF16 = 2.0**-8
+HEADS_ELEMENTS = 2**20  # of the oracle's logits of several heads
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,10 +137,11 @@ def expected(x: RaggedInputs) -> tuple[Tensor, Tensor]:
 def masked_logits(q: Tensor, k: Tensor, scale: Tensor, weights: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
     """q [n, h, d], k [m, d], scale [m], weights [n, h], seen [n, m]."""
     total, mass = torch.zeros(seen.shape).double().to(q.device), torch.zeros(seen.shape).double().to(q.device)
-    q, k, weights = q.double(), k.double(), weights.double()
-    for h in range(q.shape[1]):
-        total += torch.relu(q[:, h] @ k.T) * weights[:, h, None]
-        mass += (q[:, h].abs() @ k.abs().T) * weights[:, h, None].abs()
+    k, weights = k.double().T, weights.double()[:, :, None]
+    heads = max(1, HEADS_ELEMENTS // max(1, seen.numel()))  # at a time
+    for some, weight in zip(q.double().split(heads, 1), weights.split(heads, 1), strict=True):
+        total += (torch.relu(some @ k) * weight).sum(1)
+        mass += (some.abs() @ k.abs() * weight.abs()).sum(1)
     total = torch.where(seen, total * scale, -torch.inf)
     return total, torch.where(seen, mass * scale.abs(), 0)
 
@@ -249,8 +251,9 @@ def make_paged_inputs(case: PagedCase) -> PagedInputs:
     weights = torch.randn(case.batch, case.next_n, case.heads) / 64
     x = PagedInputs(q, torch.empty(0, size, d + 4), weights, lens, table, case.max_context_len, keys, scales)
     if case.poison:
-        x.keys.view(torch.uint8)[~_seen(x, pages)] = 0x7F
-        x.scales[~_seen(x, pages)] = math.nan
+        unseen = ~_seen(x, pages)
+        x.keys.view(torch.uint8)[unseen] = 0x7F
+        x.scales[unseen] = math.nan
     stride = size * (d + 4) + case.gap
     cache = torch.full((pages, stride), 0x7F, dtype=torch.uint8)
     cache[:, : size * d] = keys.view(torch.uint8).view(pages, size * d)
@@ -267,10 +270,10 @@ def make_paged_inputs(case: PagedCase) -> PagedInputs:
 def _seen(x: PagedInputs, pages: int) -> Tensor:
     """Which slots some query sees."""
     size, seen = x.k_cache.shape[1], torch.zeros(len(x.keys), dtype=torch.bool)
-    for table, length in zip(x.block_table.tolist(), x.lengths().amax(1).tolist(), strict=True):
-        for t in range(length):
-            if 0 <= table[t // size] < pages:
-                seen[table[t // size] * size + t % size] = True
+    t = torch.arange(x.max_context_len)
+    page = x.block_table.long()[:, t // size]
+    counts = (t < x.lengths().amax(1)[:, None]) & (page >= 0) & (page < pages)
+    seen[(page * size + t % size)[counts]] = True
     return seen
 
 

@@ -28,6 +28,7 @@ def start(arch: str) -> control.Emulator:
     allocator, and results are held to what a GPU's are."""
     name = arch.removeprefix("sm_")
     build.build([name])
+    torch.set_num_threads(1)  # the sessions beside this one have the other cores; threads would wait for each other
     if not build.library(name).exists() or not build.units(name):
         raise ValueError(f"there are no kernels for {arch}")
     torch.ops.load_library(build.library(name))

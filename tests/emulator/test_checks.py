@@ -49,6 +49,33 @@ def test_unknown_instruction_that_is_not_reached(emulator):
     emulated.run(emulator, program)
 
 
+def test_what_a_cta_leaves_in_registers_is_gone(emulator):
+    """Read before a write, or where it was not for this lane or on this way, in each of three CTAs."""
+    body = """
+.reg .b32 %late, %by_some, %on_a_way, %cta;
+.reg .b64 %at;
+.reg .pred P;
+mov.u32 %cta, %ctaid.x;
+mad.wide.u32 %at, %cta, 12, %g0;
+st.global.b32 [%at], %late;
+mov.b32 %late, 1;
+setp.eq.u32 P, %thread, %cta;
+@P mov.b32 %by_some, 2;
+setp.ne.u32 P, %cta, 0;
+@P bra JOIN;
+mov.b32 %on_a_way, 3;
+JOIN:
+setp.ne.u32 P, %thread, 0;
+@P bra END;
+st.global.b32 [%at + 4], %by_some;
+st.global.b32 [%at + 8], %on_a_way;
+END:
+"""
+    program = Program("registers", kernel(body, 1), {"out": np.zeros((3, 3), np.uint32)}, grid=3)
+    poison = 0xCDCDCDCD
+    assert emulated.run(emulator, program)["out"].tolist() == [[poison, 2, 3], [poison] * 3, [poison] * 3]
+
+
 def test_bounds(emulator):
     load = ".reg .b32 %v;\nld.global.b32 %v, [%g0 + 256];"
     assert re.search(r"4 bytes, is outside every allocation.*ld\.global\.b32 %v", stopped(emulator, load))

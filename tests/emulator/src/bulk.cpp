@@ -1,4 +1,6 @@
 // Bulk copies of contiguous bytes, and st.async: they complete at an mbarrier, or in commit groups.
+#include <array>
+
 #include "families.h"
 #include "mbarrier.h"
 #include "races.h"
@@ -70,17 +72,18 @@ void wait_group(Warp& w, Instruction const& i, u32 mask) {
 void store_async(Warp& w, Instruction const& i, u32 mask) {
   for_lanes(mask, [&](int l) {
     u32 const to = shared_address(w, i.operands[0], l), barrier = shared_address(w, i.operands[2], l);
-    std::vector<u8> data(i.bytes * i.count);
+    std::array<u8, 32> data;
+    u32 const bytes = i.bytes * i.count;
     for (u32 n = 0; n < i.count; ++n) {
       Operand const& from = i.operands[1].kind == Operand::kVector ? i.operands[1].parts[n] : i.operands[1];
       u64 const value = read_lane<u64>(w, from, l);
       std::memcpy(&data[n * i.bytes], &value, i.bytes);
     }
     Cta* const cta = w.cta;
-    if (Races* const r = races(w)) r->write_by_transaction(w, l, to, u32(data.size()), barrier);
+    if (Races* const r = races(w)) r->write_by_transaction(w, l, to, bytes, barrier);
     complete_copy(*cta->cluster, true, [=] {
-      std::memcpy(shared_memory(*cta, to, u32(data.size())), data.data(), data.size());
-      mbarrier_update(*cta, barrier, 0, -i64(data.size()));
+      std::memcpy(shared_memory(*cta, to, bytes), data.data(), bytes);
+      mbarrier_update(*cta, barrier, 0, -i64(bytes));
     });
   });
 }

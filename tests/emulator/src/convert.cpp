@@ -83,43 +83,67 @@ Execute decode_cvt(Instruction const& i, Mnemonic& m, std::string const& to, std
   return by_integer_type(from, [&]<class From>() { return from_integer<From>(to, m); });
 }
 
-// {a, b} -> register. i.bytes: of the whole.
+// {a, b} -> register
+template <class Part>
 void pack(Warp& w, Instruction const& i, u32 mask) {
   Operand const &to = i.operands[0], &from = i.operands[1];
-  u32 const part = i.bytes / u32(from.parts.size());
   for (u32 n = 0; n < from.parts.size(); ++n) {
-    Lanes<u64> scratch;
-    u64 const* const values = read<u64>(w, from.parts[n], scratch);
-    for_lanes(mask, [&](int l) { std::memcpy(w.registers + to.offset + l * to.width + n * part, &values[l], part); });
+    Lanes<Part> scratch;
+    Part const* const values = read<Part>(w, from.parts[n], scratch);
+    u8* const lanes = w.registers + to.offset + n * sizeof(Part);
+    for_lanes(mask, [&](int l) { std::memcpy(lanes + l * to.width, &values[l], sizeof(Part)); });
   }
 }
 
 // register -> {a, b}, of which some may be _
+template <class Whole, class Part>
 void unpack(Warp& w, Instruction const& i, u32 mask) {
-  Operand const &to = i.operands[0], &from = i.operands[1];
-  u32 const part = i.bytes / u32(to.parts.size());
-  u128 values[kLanes];  // a copy: a part may be the source itself
-  Lanes<u128> scratch;
-  std::memcpy(values, read<u128>(w, from, scratch), sizeof values);
-  if (from.kind == Operand::kRegister && from.width < sizeof(u128))
-    for (int l = 0; l < kLanes; ++l) values[l] &= (u128(1) << 8 * from.width) - 1;
-  for (u32 n = 0; n < to.parts.size(); ++n) {
-    Operand const& o = to.parts[n];
-    if (o.kind == Operand::kNone) continue;
-    for_lanes(mask, [&](int l) {
-      u128 value = values[l] >> 8 * n * part;
-      if (part < sizeof(u128)) value &= (u128(1) << 8 * part) - 1;
-      std::memcpy(w.registers + o.offset + l * o.width, &value, o.width);
-    });
+  Whole values[kLanes];  // a copy: a part may be the source itself
+  Lanes<Whole> scratch;
+  std::memcpy(values, read<Whole>(w, i.operands[1], scratch), sizeof values);
+  std::vector<Operand> const& parts = i.operands[0].parts;
+  for (u32 n = 0; n < parts.size(); ++n) {
+    Lanes<Part> part;
+    for (int l = 0; l < kLanes; ++l) part[l] = Part(values[l] >> 8 * n * sizeof(Part));
+    write<Part>(w, parts[n], mask, part);
   }
+}
+
+Execute decode_pack(size_t part_bytes) {
+  switch (part_bytes) {
+    case 1: return pack<u8>;
+    case 2: return pack<u16>;
+    case 4: return pack<u32>;
+    case 8: return pack<u64>;
+  }
+  return nullptr;
+}
+
+template <class Whole>
+Execute decode_unpack(size_t part_bytes) {
+  switch (part_bytes) {
+    case 1: return unpack<Whole, u8>;
+    case 2: return unpack<Whole, u16>;
+    case 4: return unpack<Whole, u32>;
+    case 8: return unpack<Whole, u64>;
+  }
+  return nullptr;
 }
 
 Execute decode_mov(Instruction& i, std::string const& type) {
   if (type == "pred") return unary<u8, u8, unchanged>;
-  i.bytes = u16(type_bytes(type));
-  if (i.operands[1].kind == Operand::kVector) return pack;
-  if (i.operands[0].kind == Operand::kVector) return unpack;
-  switch (i.bytes) {
+  size_t const bytes = type_bytes(type);
+  if (i.operands[1].kind == Operand::kVector) return decode_pack(bytes / i.operands[1].parts.size());
+  if (i.operands[0].kind == Operand::kVector) {
+    size_t const part_bytes = bytes / i.operands[0].parts.size();
+    switch (bytes) {
+      case 2: return decode_unpack<u16>(part_bytes);
+      case 4: return decode_unpack<u32>(part_bytes);
+      case 8: return decode_unpack<u64>(part_bytes);
+      case 16: return decode_unpack<u128>(part_bytes);
+    }
+  }
+  switch (bytes) {
     case 2: return unary<u16, u16, unchanged>;
     case 4: return unary<u32, u32, unchanged>;
     case 8: return unary<u64, u64, unchanged>;

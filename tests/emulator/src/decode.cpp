@@ -103,7 +103,10 @@ void decode(Instruction& i, Mnemonic mnemonic) {
       decode_tmem,       decode_matrix_move, decode_tcgen05, decode_hint,
   };
   i.without_it = without(mnemonic);
-  i.is_move = mnemonic.root() == "mov";
+  std::string const& root = mnemonic.root();
+  i.is_move = root == "mov";
+  i.reads_first = root == "wgmma" || root == "bar" || root == "barrier" || root == "nanosleep" ||
+                  (root == "tcgen05" && mnemonic.has("dealloc"));
   for (auto const family : kFamilies) {
     Mnemonic m = mnemonic;
     i.execute = family(i, m);

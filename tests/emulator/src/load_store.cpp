@@ -16,26 +16,30 @@ Operand const& element(Instruction const& i, size_t operand, u32 n) {
 
 // Element n of what the lanes load.
 template <class T>
-void fill(Warp& w, Instruction const& i, u32 mask, u32 n, u8 const* const* from) {
+void fill(Warp& w, Instruction const& i, u32 mask, u32 n, Lanes<T> const& values) {
   Operand const& to = element(i, 0, n);
-  if (to.kind == Operand::kNone) return;
-  u8* const lanes = w.registers + to.offset;
-  u32 const width = to.width;
-  for_lanes(mask, [&](int l) {
-    T const value = load<T>(from[l] + n * sizeof(T));
-    u8* const lane = lanes + l * width;
-    if (width == sizeof(T)) {
-      std::memcpy(lane, &value, sizeof(T));
-    } else if (width > 8) {
-      std::memset(lane, 0, width);
-      std::memcpy(lane, &value, sizeof(T));
-    } else {
-      i64 wide = i64(u64(value));
-      constexpr u32 kUnused = sizeof(T) < 8 ? 64 - 8 * sizeof(T) : 0;
-      if (i.option & kSigned) wide = i64(u64(wide) << kUnused) >> kUnused;
-      std::memcpy(lane, &wide, width);
+  if constexpr (sizeof(T) < 8)
+    if (i.option & kSigned) {
+      using Signed = std::make_signed_t<T>;
+      return write<Signed>(w, to, mask, reinterpret_cast<Signed const*>(values));
     }
-  });
+  write<T>(w, to, mask, values);
+}
+
+bool all_equal(u64 const (&addresses)[kLanes]) {
+  u64 different = 0;
+  for (int l = 0; l < kLanes; ++l) different |= addresses[l] ^ addresses[0];
+  return different == 0;
+}
+
+// What all lanes load from one parameter: much of what a CTA without work executes.
+template <class T>
+void load_parameter(Warp& w, Instruction const& i, u32 mask, u8 const* from) {
+  for (u32 n = 0; n < i.count; ++n) {
+    Lanes<T> values;
+    std::fill_n(values, kLanes, load<T>(from + n * sizeof(T)));
+    fill<T>(w, i, mask, n, values);
+  }
 }
 
 // i.count elements
@@ -43,6 +47,8 @@ template <class T>
 void load_memory(Warp& w, Instruction const& i, u32 mask) {
   u64 addresses[kLanes];
   addresses_of(w, i.operands[1], addresses);
+  if (i.space == Space::kParameter && all_equal(addresses))
+    return load_parameter<T>(w, i, mask, reinterpret_cast<u8 const*>(addresses[0]));
   Races* const r = races(w);
   Access const kind = i.option & kStrong ? Access::kStrongRead : Access::kRead;
   u32 const bytes = i.count * u32(sizeof(T));
@@ -51,7 +57,11 @@ void load_memory(Warp& w, Instruction const& i, u32 mask) {
     from[l] = memory(w, l, addresses[l], bytes, i);
     if (r && is_shared(i, addresses[l])) r->access(w, 1u << l, u32(addresses[l]), bytes, kind);
   });
-  for (u32 n = 0; n < i.count; ++n) fill<T>(w, i, mask, n, from);
+  for (u32 n = 0; n < i.count; ++n) {
+    Lanes<T> values;
+    for_lanes(mask, [&](int l) { values[l] = load<T>(from[l] + n * sizeof(T)); });
+    fill<T>(w, i, mask, n, values);
+  }
 }
 
 template <class T>

@@ -92,9 +92,10 @@ class SharedMemory {
 struct Warp {
   Cta* cta = nullptr;
   int id = 0;
+  Instruction const* code = nullptr;
   u8* registers = nullptr;
-  std::vector<u8> reached;         // of each instruction, whether it has run
-  std::vector<i32> reached_first;  // those that have, in the order in which they were reached
+  std::vector<u8> reached;         // of each instruction that leaves poison to be restored, whether it has run
+  std::vector<i32> reached_first;  // those that have
   u32 alive = 0;
   std::vector<Group> groups;
   int current = 0;  // the group that is running
@@ -108,10 +109,12 @@ struct Warp {
   u64 wgmma_done = 0;
   bool wgmma_fenced = false;                   // since the warp began, or last waited for products
   u32 wgmma_newest = 0, wgmma_waited_for = 0;  // groups, from 1 on: the last product's; the last one waited for
-  std::vector<u8> unfenced;                    // registers written since the last wgmma.fence (settings.wgmma_fences)
+  // Of each register, how many times the warp had fenced when it was last written (settings.wgmma_fences).
+  std::vector<u32> written_after_fences;
+  u32 wgmma_fences = 1;
 
   CommitGroups copies, bulk_stores;
-  std::deque<Task> tmem_loads, tmem_stores;
+  std::vector<Task> tmem_loads, tmem_stores;
   // tmem_use.h: when this warp last fenced; registers and columns (first, count) of loads under way
   u64 fenced_before = 0, fenced_after = 0;
   std::vector<u8> loading;
@@ -119,6 +122,18 @@ struct Warp {
   u64 seen_writes = 0;  // of its CTA's, when it last came through a barrier (settings.proxy_fences)
 
   Group& group() { return groups[current]; }
+
+  // As new, but in the memory of the warp before: a launch may have thousands.
+  void renew() {
+    Warp next;
+    for (i32 const pc : reached_first) reached[size_t(pc)] = 0;
+    reached_first.clear();
+    next.reached.swap(reached);
+    next.reached_first.swap(reached_first);
+    next.written_after_fences.swap(written_after_fences);
+    next.wgmma_fences = wgmma_fences + 1;
+    *this = std::move(next);
+  }
 };
 
 struct NamedBarrier {
@@ -185,10 +200,20 @@ u64 run_launch(Launch& launch);
 // do: the caller returns at once.
 bool converged(Warp& warp, u32 lanes);
 
-// Runs `task` now, or late where the schedule says so.
-void complete_copy(Cluster& cluster, bool lands_in_shared, Task task);
-void complete_tensor(Cluster& cluster, Task task);
+void complete_copy_late(Cluster& cluster, bool lands_in_shared, Task task);
 bool run_some_late_task(Cluster& cluster);
+
+// Runs `task` now, or late where the schedule says so.
+template <class F>
+void complete_copy(Cluster& cluster, bool lands_in_shared, F task) {
+  if (settings.schedule != Schedule::kLate) return task();
+  complete_copy_late(cluster, lands_in_shared, std::move(task));
+}
+template <class F>
+void complete_tensor(Cluster& cluster, F task) {
+  if (settings.schedule != Schedule::kLate) return task();
+  cluster.tensor.push_back(std::move(task));
+}
 
 std::mt19937& random_numbers();
 

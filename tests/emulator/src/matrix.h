@@ -48,9 +48,9 @@ constexpr Summation kBf16Sums{16, 25, 23, -126}, kHopperFp8Sums{32, 13, 13, -6};
 // A matrix B [n, depth], taken apart: [depth][n]. Columns beyond n, up to a multiple of kSumLanes, are zero.
 constexpr int kMaxDepth = 32, kMaxColumns = 256, kSumLanes = 16;
 struct RightTerms {
-  alignas(64) float mantissa[kMaxDepth][kMaxColumns];  // with the sign; below 2
-  alignas(64) i32 exponent[kMaxDepth][kMaxColumns];
-  bool special[kMaxColumns];  // a column with NaN or infinity
+  alignas(64) float value[kMaxDepth][kMaxColumns];
+  alignas(64) i32 exponent[kMaxDepth][kMaxColumns];  // as the sum sees it, a very low one of zero
+  bool special[kMaxColumns];                         // a column with NaN or infinity
   u16 elements[kMaxColumns * kMaxDepth];
 
   void take_apart(Summation const& sums, int n);  // the elements [n, depth], which stand there already

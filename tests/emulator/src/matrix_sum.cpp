@@ -2,6 +2,10 @@
 #include <algorithm>
 #include <cmath>
 
+#ifdef __SSE__
+#include <xmmintrin.h>
+#endif
+
 #include "formats.h"
 #include "matrix.h"
 
@@ -66,33 +70,53 @@ using Doubles = double __attribute__((vector_size(8 * kSumLanes)));
 using Longs = i64 __attribute__((vector_size(8 * kSumLanes)));
 
 Ints larger(Ints a, Ints b) { return a > b ? a : b; }
-// 2^exponent, and 0 where it is too small for float32.
-Floats power_of_2(Ints exponent) { return std::bit_cast<Floats>(larger(exponent + 127, Ints{}) << 23); }
+Ints smaller(Ints a, Ints b) { return a < b ? a : b; }
+// 2^exponent, of a normal number.
+Floats power_of_2(Ints exponent) { return std::bit_cast<Floats>((exponent + 127) << 23); }
+
+// The exponent in parts_of() of a finite number that a bf16 is.
+i32 exponent_of(u16 x, i32 least) {
+  return (x & 0x7fff) == 0 ? kZeroExponent : std::max(i32(x >> 7 & 255) - 127, least);
+}
+
+// Results below the normal numbers become zeros, where they would take the CPU a hundred cycles each.
+class FlushedToZero {
+ public:
+#ifdef __SSE__
+  FlushedToZero() : before_(_mm_getcsr()) { _mm_setcsr(before_ | _MM_FLUSH_ZERO_ON); }
+  ~FlushedToZero() { _mm_setcsr(before_); }
+
+ private:
+  u32 before_;
+#endif
+};
+
+// The largest term's exponents for which float32 has the terms' products, and those times 2^(fraction - largest), or
+// loses none of the bits that are kept.
+template <Summation kSums>
+constexpr i32 kLeastExact = kLeastNormal + kSums.fraction;
+constexpr i32 kMostExact = 125;
 
 // What columns j.. of a row become. Lanes of `again` are to be summed by sum_of.
 template <Summation kSums>
-Floats sums_of(Parts const* a, RightTerms const& b, int j, Floats c, Ints& again) {
-  auto const column = [&](auto const& rows, int k) { return *reinterpret_cast<decltype(+Ints{}) const*>(&rows[k][j]); };
+Floats sums_of(float const* a, i32 const* a_exponent, RightTerms const& b, int j, Floats c, Ints& again) {
   Ints const c_bits = std::bit_cast<Ints>(c), c_field = c_bits >> 23 & 255;
-  Ints const c_exponent = c_field - 127;
   Ints const c_zero = (c_bits & i32(~kSignMask)) == 0;
-  Ints largest = larger(c_zero ? Ints{} + kLeastLargest : c_exponent, Ints{} + kLeastLargest);
-  for (int k = 0; k < kSums.depth; ++k) largest = larger(largest, a[k].exponent + column(b.exponent, k));
-  Ints const shift = kSums.fraction - largest;
+  Ints largest = c_zero ? Ints{} + 2 * kZeroExponent : c_field - 127;
+  for (int k = 0; k < kSums.depth; ++k) largest = larger(largest, a_exponent[k] + load<Ints>(&b.exponent[k][j]));
+  Ints const exact = smaller(larger(largest, Ints{} + kLeastExact<kSums>), Ints{} + kMostExact);
+  Ints const shift = kSums.fraction - exact;
+  Floats const scale = power_of_2(shift);
   Ints sum{};
-  for (int k = 0; k < kSums.depth; ++k) {
-    Floats const mantissa = a[k].mantissa * std::bit_cast<Floats>(column(b.mantissa, k));
-    sum += __builtin_convertvector(mantissa * power_of_2(a[k].exponent + column(b.exponent, k) + shift), Ints);
-  }
-  Ints const c_mantissa = (c_bits & i32(kSignMask | 0x7fffff)) | (c_zero ? Ints{} : Ints{} + (127 << 23));
-  Ints const last = __builtin_convertvector(std::bit_cast<Floats>(c_mantissa) * power_of_2(c_exponent + shift), Ints);
-  Doubles const exact = __builtin_convertvector(sum, Doubles) + __builtin_convertvector(last, Doubles);
+  for (int k = 0; k < kSums.depth; ++k)
+    sum += __builtin_convertvector(a[k] * load<Floats>(&b.value[k][j]) * scale, Ints);
+  Ints const last = __builtin_convertvector(c * scale, Ints);
+  Doubles const whole = __builtin_convertvector(sum, Doubles) + __builtin_convertvector(last, Doubles);
   constexpr i64 kCut = ~((i64(1) << (52 - kSums.result_fraction)) - 1);
   Longs const unit = __builtin_convertvector(1023 - shift, Longs) << 52;
-  Doubles const cut = std::bit_cast<Doubles>(std::bit_cast<Longs>(exact) & kCut) * std::bit_cast<Doubles>(unit);
-  // Sums that may be subnormal; infinity and NaN.
-  Ints const small = largest < kLeastNormal + kSums.fraction;
-  again |= (small & (largest != kLeastLargest)) | (c_field == 255);
+  Doubles const cut = std::bit_cast<Doubles>(std::bit_cast<Longs>(whole) & kCut) * std::bit_cast<Doubles>(unit);
+  // Infinity, NaN and what is out of range, unless it is zero.
+  again |= ((largest != exact) & (largest > kZeroExponent / 2)) | (c_field == 255);
   return __builtin_convertvector(cut, Floats);
 }
 
@@ -106,16 +130,21 @@ void multiply_rows(u16 const* a, RightTerms const& b, float* d, int m, int n, bo
     else
       std::fill_n(old, n, 0.f);
     std::fill(old + n, old + (n + kSumLanes - 1) / kSumLanes * kSumLanes, 0.f);
-    Parts parts[kSums.depth];
+    float value[kSums.depth];
+    i32 exponent[kSums.depth];
     bool special = special_column;
     for (int k = 0; k < kSums.depth; ++k) {
-      parts[k] = parts_of(from_bf16(a[k]), kSums.least_exponent);
+      value[k] = from_bf16(a[k]);
+      exponent[k] = exponent_of(a[k], kSums.least_exponent);
       special = special || is_special(a[k]);
     }
     Ints again{};
-    for (int j = 0; j < n; j += kSumLanes) {
-      Floats const sums = sums_of<kSums>(parts, b, j, load<Floats>(old + j), again);
-      std::memcpy(d + j, &sums, sizeof(float) * std::min(n - j, kSumLanes));
+    {
+      FlushedToZero const flushed;
+      for (int j = 0; j < n; j += kSumLanes) {
+        Floats const sums = sums_of<kSums>(value, exponent, b, j, load<Floats>(old + j), again);
+        std::memcpy(d + j, &sums, sizeof(float) * std::min(n - j, kSumLanes));
+      }
     }
     for (int l = 0; l < kSumLanes; ++l) special = special || again[l] != 0;
     if (!special) continue;
@@ -127,14 +156,14 @@ void multiply_rows(u16 const* a, RightTerms const& b, float* d, int m, int n, bo
 
 void RightTerms::take_apart(Summation const& sums, int n) {
   int const padded = (n + kSumLanes - 1) / kSumLanes * kSumLanes;
-  for (int j = 0; j < padded; ++j) {
-    special[j] = false;
-    for (int k = 0; k < sums.depth; ++k) {
-      u16 const element = j < n ? elements[j * sums.depth + k] : u16(0);
-      Parts const parts = parts_of(from_bf16(element), sums.least_exponent);
-      mantissa[k][j] = parts.mantissa;
-      exponent[k][j] = parts.exponent;
-      special[j] = special[j] || is_special(element);
+  std::fill_n(special, padded, false);
+  for (int k = 0; k < sums.depth; ++k) {
+    u16 column[kMaxColumns] = {};
+    for (int j = 0; j < n; ++j) column[j] = elements[j * sums.depth + k];
+    for (int j = 0; j < padded; ++j) {
+      value[k][j] = from_bf16(column[j]);
+      exponent[k][j] = exponent_of(column[j], sums.least_exponent);
+      special[j] |= is_special(column[j]);
     }
   }
 }

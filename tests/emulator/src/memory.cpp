@@ -5,11 +5,6 @@
 
 namespace emu {
 
-Allocations& allocations() {
-  static auto* const all = new Allocations;  // kernels' static constructors come first, destructors after
-  return *all;
-}
-
 void Allocations::add(void* memory, size_t bytes) {
   u64 const begin = reinterpret_cast<u64>(memory);
   Range& range = ranges_[begin];
@@ -45,13 +40,8 @@ void fault_outside_shared(Cta const& cta, u32 address, u32 bytes) {
         cta.shared.size() - cta.dynamic_offset);
 }
 
-u8* memory(Warp& w, int lane, u64 address, u32 bytes, Instruction const& i) {
-  switch (i.space) {
-    case Space::kShared: return shared_memory(*w.cta, u32(address), bytes);
-    case Space::kParameter: return reinterpret_cast<u8*>(address);
-    case Space::kGlobal: return global_memory(address, bytes, i.text.c_str());
-    default: break;
-  }
+u8* memory_of_any_space(Warp& w, int lane, u64 address, u32 bytes, Instruction const& i) {
+  if (i.space == Space::kParameter) return reinterpret_cast<u8*>(address);
   if (i.space == Space::kLocal || address >> 60 == kLocalBit >> 60) {
     u64 const size = w.cta->cluster->launch->kernel->local, offset = address & ~kLocalBit;
     if (offset + bytes > size) fault("local address %#lx, %u bytes, is outside the thread's %lu", offset, bytes, size);

@@ -33,7 +33,10 @@ class Allocations {
   std::map<u64, Range> ranges_;
   u64 begin_ = 0, end_ = 0;  // where the last access was
 };
-Allocations& allocations();
+inline Allocations& allocations() {
+  static auto* const all = new Allocations;  // kernels' static constructors come first, destructors after
+  return *all;
+}
 
 void require_global_memory(u64 address, u64 bytes, char const* what);  // faults if it is none
 [[noreturn]] void fault_outside_shared(Cta const& cta, u32 address, u32 bytes);
@@ -51,8 +54,13 @@ inline u8* shared_memory(Cta& cta, u32 address, u32 bytes) {
     fault_outside_shared(cta, address, bytes);
   return ctas[rank].shared.use(offset, bytes);
 }
+u8* memory_of_any_space(Warp& warp, int lane, u64 address, u32 bytes, Instruction const& instruction);
 // Of any state space, as thread `lane` sees it.
-u8* memory(Warp& warp, int lane, u64 address, u32 bytes, Instruction const& instruction);
+inline u8* memory(Warp& warp, int lane, u64 address, u32 bytes, Instruction const& instruction) {
+  if (instruction.space == Space::kShared) return shared_memory(*warp.cta, u32(address), bytes);
+  if (instruction.space == Space::kGlobal) return global_memory(address, bytes, instruction.text.c_str());
+  return memory_of_any_space(warp, lane, address, bytes, instruction);
+}
 
 // A memory operand's addresses.
 void addresses_of(Warp const& warp, Operand const& operand, u64* addresses);

@@ -31,6 +31,7 @@ size_t BodyParser::parse(std::string const& source, size_t begin, u32 line) {
         end.text = "(end of the kernel)";
         end.line = line_;
         kernel_.code.push_back(end);
+        find_exposed_results(kernel_);
         return i + 1;
       }
       scope_ = scopes_[scope_].parent;
@@ -228,6 +229,7 @@ void BodyParser::instruction(std::string text) {
         i.operands.push_back(operand(trimmed(part.substr(bar + 1))));
         i.has_result = true;
       }
+    kernel_.has_wgmma |= mnemonic.root() == "wgmma";
     decode(i, std::move(mnemonic));
   }
   kernel_.code.push_back(std::move(i));

@@ -47,6 +47,8 @@ struct Instruction {
   u32 option = 0;
   bool is_move = false;
   bool has_result = false;       // atom but not red, shfl with a predicate, ...
+  bool reads_first = false;      // its first operand is no result, or one that it also reads
+  bool result_exposed = false;   // exposed.cpp
   Execute without_it = nullptr;  // of a synchronisation instruction: what runs where mutate.py removes it
   u32 line = 0;                  // of the module's text
   std::vector<Operand> operands;
@@ -68,8 +70,13 @@ struct Kernel {
   u32 local = 0;                                               // bytes a thread
   u32 max_threads = 0, required_threads = 0, cluster[3] = {};  // 0: not given
   int arch = 0;
+  bool has_wgmma = false;
   SourceLines const* lines = nullptr;
 };
+
+// Notes of each instruction whether it writes a register that might be read without having been written. All others
+// need no poison.
+void find_exposed_results(Kernel& kernel);
 
 // Kernels by name; `variables` receives the module's variables, name to address.
 std::map<std::string, Kernel*> parse_module(std::string const& ptx, std::map<std::string, u64>& variables);

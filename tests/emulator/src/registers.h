@@ -22,6 +22,17 @@ inline u64 immediate(Warp const& w, Operand const& o) {
   }
 }
 
+// The first 8 bytes, or as many as T has, of lanes of another width.
+template <class From, class T>
+inline void convert(u8 const* from, Lanes<T>& to) {
+  for (int l = 0; l < kLanes; ++l) {
+    u64 const value = u64(load<From>(from + l * sizeof(From)));
+    T t{};
+    std::memcpy(&t, &value, std::min(sizeof t, sizeof value));
+    to[l] = t;
+  }
+}
+
 // Where the operand's 32 values are: in the register file, or in `scratch`. Wider registers are cut to T.
 template <class T>
 inline T const* read(Warp const& w, Operand const& o, Lanes<T>& scratch) {
@@ -30,10 +41,12 @@ inline T const* read(Warp const& w, Operand const& o, Lanes<T>& scratch) {
     case Operand::kRegister: {
       u8 const* const from = w.registers + o.offset;
       if (o.width == sizeof(T)) return reinterpret_cast<T const*>(from);
-      for (int l = 0; l < kLanes; ++l) {
-        u64 value = 0;
-        std::memcpy(&value, from + l * o.width, std::min<size_t>(o.width, 8));
-        std::memcpy(&scratch[l], &value, kBytes);
+      switch (o.width) {  // (each a loop of its own, which the compiler can vectorise)
+        case 1: convert<u8>(from, scratch); break;
+        case 2: convert<u16>(from, scratch); break;
+        case 4: convert<u32>(from, scratch); break;
+        case 8: convert<u64>(from, scratch); break;
+        case 16: convert<u128>(from, scratch); break;
       }
       return scratch;
     }
@@ -56,6 +69,11 @@ inline T const* read(Warp const& w, Operand const& o, Lanes<T>& scratch) {
 
 template <class T>
 inline T read_lane(Warp const& w, Operand const& o, int lane) {
+  if (o.kind == Operand::kRegister) {
+    T value{};
+    std::memcpy(&value, w.registers + o.offset + u32(lane) * o.width, std::min<size_t>(o.width, sizeof value));
+    return value;
+  }
   Lanes<T> scratch;
   return read<T>(w, o, scratch)[lane];
 }
@@ -63,6 +81,14 @@ inline T read_lane(Warp const& w, Operand const& o, int lane) {
 // Predicates may be negated where an instruction takes them as operands.
 inline bool read_predicate(Warp const& w, Operand const& o, int lane) {
   return (read_lane<u8>(w, o, lane) != 0) != o.negated;
+}
+
+template <class To, class T>
+inline void write_extended(u8* to, u32 mask, T const* values) {
+  for_lanes(mask, [&](int l) {
+    To const value = To(std::is_signed_v<T> ? i64(values[l]) : i64(u64(values[l])));
+    std::memcpy(to + l * sizeof(To), &value, sizeof(To));
+  });
 }
 
 // Narrower values are extended, by their sign if they have one.
@@ -78,14 +104,15 @@ inline void write(Warp& w, Operand const& o, u32 mask, T const* values) {
       for_lanes(mask, [&](int l) { registers[l] = values[l]; });
     return;
   }
+  switch (o.width) {
+    case 1: return write_extended<u8>(to, mask, values);
+    case 2: return write_extended<u16>(to, mask, values);
+    case 4: return write_extended<u32>(to, mask, values);
+    case 8: return write_extended<u64>(to, mask, values);
+  }
   for_lanes(mask, [&](int l) {
-    if (o.width <= 8) {
-      i64 const value = std::is_signed_v<T> ? i64(values[l]) : i64(u64(values[l]));
-      std::memcpy(to + l * o.width, &value, o.width);
-    } else {
-      std::memset(to + l * o.width, 0, o.width);
-      std::memcpy(to + l * o.width, &values[l], sizeof(T));
-    }
+    std::memset(to + l * o.width, 0, o.width);
+    std::memcpy(to + l * o.width, &values[l], sizeof(T));
   });
 }
 

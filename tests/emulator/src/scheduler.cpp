@@ -58,18 +58,18 @@ void exit_lanes(Warp& w, u32 lanes) {
 // One instruction of the current group. False if it waits, or is no more.
 bool step(Warp& w) {
   Group& g = w.group();
-  Instruction const& i = w.cta->cluster->launch->kernel->code[g.pc];
+  Instruction const& i = w.code[g.pc];
   u32 const mask = active_lanes(w, i, g.mask);
   if (i.flow == Instruction::kNext) {
     if (mask != 0) {
-      if (!w.reached[g.pc]) {
+      if (i.result_exposed && !w.reached[g.pc]) {
         w.reached[g.pc] = 1;
         w.reached_first.push_back(g.pc);
       }
       if (!w.loading.empty()) check_loading(w, i);
       i.execute(w, i, mask);
       if (g.wait != Group::kNone) return false;
-      if (settings.wgmma_fences) note_register_writes(w, i);
+      if (!w.written_after_fences.empty()) note_register_writes(w, i);
     }
     ++g.pc;
   } else if (i.flow == Instruction::kExit) {
@@ -232,42 +232,44 @@ class ClusterRun {
     cta.local.assign(size_t(warp_count()) * kLanes * kernel_.local, 0xff);
     std::fill_n(cta.named, std::size(cta.named), NamedBarrier{});
     cta.mbarriers.clear();
-    cta.tmem.clear();
     cta.tmem_allocated = 0;
     for (UnfencedWrite const& write : cta.writes) cta.unfenced[write.line] = {};
     cta.writes.clear();
     for (u32 n = 0; n < warp_count(); ++n) {
-      Warp& w = cta.warps[n] = Warp{};
+      Warp& w = cta.warps[n];
+      w.renew();
       w.reached.resize(kernel_.code.size());
       w.cta = &cta;
       w.id = int(n);
+      w.code = kernel_.code.data();
       w.registers = cta.registers.data() + size_t(n) * kernel_.register_bytes;
       u32 const lanes = std::min(u32(kLanes), threads() - n * kLanes);
       w.alive = lanes == kLanes ? kAllLanes : (1u << lanes) - 1;
       w.groups.push_back({.mask = w.alive});
-      if (settings.wgmma_fences) w.unfenced.resize(kernel_.register_bytes / kRegisterUnit + 1);
+      if (settings.wgmma_fences && kernel_.has_wgmma)
+        w.written_after_fences.resize(kernel_.register_bytes / kRegisterUnit + 1);
     }
   }
 
-  // Only registers that instructions of the CTA before have named can have another content.
+  // Only registers that instructions of the CTA before have written, which name them first, can have another content;
+  // and only of some that matters (exposed.cpp).
   void poison_registers(Cta& cta) const {
     constexpr u8 kPoison = 0xcd;
-    size_t const bytes = kernel_.register_bytes, many = kernel_.code.size() / 8;
+    size_t const bytes = kernel_.register_bytes;
     if (cta.registers.size() != bytes * warp_count()) return cta.registers.assign(bytes * warp_count(), kPoison);
     auto const poison = [](Warp& w, Operand const& o) {
       if (o.kind == Operand::kRegister) std::memset(w.registers + o.offset, kPoison, size_t(kLanes) * o.width);
     };
-    for (Warp& w : cta.warps) {
-      if (w.reached_first.size() > many) {
-        std::memset(w.registers, kPoison, bytes);
-        continue;
-      }
-      for (i32 const pc : w.reached_first)
-        for (Operand const& o : kernel_.code[size_t(pc)].operands) {
+    for (Warp& w : cta.warps)
+      for (i32 const pc : w.reached_first) {
+        Instruction const& i = kernel_.code[size_t(pc)];
+        for (size_t n = 0; n < std::min(i.operands.size(), i.has_result ? 2ul : 1ul); ++n) {
+          Operand const& o = i.operands[n];
           poison(w, o);
-          for (Operand const& part : o.parts) poison(w, part);
+          if (o.kind == Operand::kVector)
+            for (Operand const& part : o.parts) poison(w, part);
         }
-    }
+      }
   }
 
   bool alive() const {
@@ -370,18 +372,12 @@ u64 run_launch(Launch& launch) {
   return executed;
 }
 
-void complete_copy(Cluster& cluster, bool lands_in_shared, Task task) {
-  if (settings.schedule != Schedule::kLate) return task();
+void complete_copy_late(Cluster& cluster, bool lands_in_shared, Task task) {
   cluster.landing += lands_in_shared;
   cluster.copies.push_back([&cluster, lands_in_shared, task = std::move(task)] {
     cluster.landing -= lands_in_shared;
     task();
   });
-}
-
-void complete_tensor(Cluster& cluster, Task task) {
-  if (settings.schedule != Schedule::kLate) return task();
-  cluster.tensor.push_back(std::move(task));
 }
 
 bool run_some_late_task(Cluster& cluster) {

@@ -98,7 +98,7 @@ void store_tmem(Warp& w, Instruction const& i, u32) {
     store();
 }
 
-void finish(std::deque<Task>& tasks) {
+void finish(std::vector<Task>& tasks) {
   for (Task const& task : tasks) task();
   tasks.clear();
 }

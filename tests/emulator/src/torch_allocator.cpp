@@ -3,8 +3,11 @@
 #include <c10/core/Allocator.h>
 #include <c10/core/CPUAllocator.h>
 
+#include <malloc.h>
+
 #include <cstdlib>
 #include <cstring>
+#include <limits>
 
 #include "memory.h"
 
@@ -33,6 +36,9 @@ struct Allocator final : c10::Allocator {
 }  // namespace
 
 extern "C" __attribute__((visibility("default"))) void emu_use_allocator() {
+  // What is freed is kept: a launch has megabytes of registers, whose pages would be the kernel's to clear each time.
+  mallopt(M_MMAP_MAX, 0);
+  mallopt(M_TRIM_THRESHOLD, std::numeric_limits<int>::max());
   static Allocator allocator;
   constexpr uint8_t kBeforeTorchs = 100;
   c10::SetCPUAllocator(&allocator, kBeforeTorchs);

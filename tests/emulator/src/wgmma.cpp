@@ -51,10 +51,6 @@ void run_issued(Warp& w, u64 up_to) {
 
 constexpr u32 kFp8 = 1;
 
-// Accumulator register r of lane l stands at this row and column of the warp's 16 rows.
-int row_of(int lane, int r) { return lane / 4 + 8 * (r / 2 % 2); }
-int column_of(int lane, int r) { return r / 4 * 8 + lane % 4 * 2 + r % 2; }
-
 struct Product {
   Warp* warp;
   Instruction const* instruction;
@@ -76,6 +72,24 @@ struct Product {
       }
   }
 
+  // f(element, lane) for every element of d [16, n] and the accumulator that it is: register r of lane l stands in row
+  // l / 4 + 8 (r / 2 % 2), column r / 4 * 8 + l % 4 * 2 + r % 2.
+  template <class F>
+  void for_each_accumulator(float* d, int n, F const& f) const {
+    auto const& accumulators = instruction->operands[0].parts;
+    for (int r = 0; r < n / 2; r += 2) {
+      float *const even = register_lanes<float>(*warp, accumulators[size_t(r)]), *const odd = register_lanes<float>(
+                                                                                     *warp,
+                                                                                     accumulators[size_t(r) + 1]);
+      float* row = d + r / 2 % 2 * 8 * n + r / 4 * 8;
+      for (int l = 0; l < kLanes; l += 4, row += n)
+        for (int c = 0; c < 4; ++c) {
+          f(row[2 * c], even[l + c]);
+          f(row[2 * c + 1], odd[l + c]);
+        }
+    }
+  }
+
   void operator()() const {
     Cta& cta = *warp->cta;
     Races* const checker = races(*warp);
@@ -83,12 +97,8 @@ struct Product {
     bool const fp8 = instruction->option & kFp8;
     Element const element = fp8 ? Element::kE4m3 : Element::kBf16;
     Summation const& sums = fp8 ? kHopperFp8Sums : kBf16Sums;
-    auto const& accumulators = instruction->operands[0].parts;
     static float d[kRows * 256];
-    for (int r = 0; r < n / 2; ++r) {
-      float const* const lanes = register_lanes<float>(*warp, accumulators[r]);
-      for (int l = 0; l < kLanes; ++l) d[row_of(l, r) * n + column_of(l, r)] = lanes[l];
-    }
+    if (accumulate) for_each_accumulator(d, n, [](float& element, float lane) { element = lane; });
     u16 a[kRows * kMaxDepth];
     if (checker) checker->read_for(warp);
     fetch_left(cta, sums.depth, element, a);
@@ -101,10 +111,7 @@ struct Product {
       right_operand.fetched = true;
     }
     multiply(sums, a, right_operand.terms, d, kRows, n, accumulate);
-    for (int r = 0; r < n / 2; ++r) {
-      float* const lanes = register_lanes<float>(*warp, accumulators[r]);
-      for (int l = 0; l < kLanes; ++l) lanes[l] = d[row_of(l, r) * n + column_of(l, r)];
-    }
+    for_each_accumulator(d, n, [](float element, float& lane) { lane = element; });
   }
 };
 
@@ -114,7 +121,7 @@ struct Product {
 
 void require_fenced(Warp const& w, Operand const& o) {
   for (Operand const& part : o.parts)
-    if (part.kind == Operand::kRegister && w.unfenced[part.offset / kRegisterUnit])
+    if (part.kind == Operand::kRegister && w.written_after_fences[part.offset / kRegisterUnit] == w.wgmma_fences)
       fault("wgmma uses a register that was written without a wgmma.fence since");
 }
 
@@ -129,7 +136,8 @@ void issue(Warp& w, Instruction const& i, u32 mask) {
     // An accumulator whose old value does not count is only written.
     if (read_lane<u8>(w, o[3], 0)) require_fenced(w, o[0]);
     if (registers) require_fenced(w, o[1]);
-    for (Operand const& part : o[0].parts) w.unfenced[part.offset / kRegisterUnit] = 0;  // the product's, from now on
+    // The product's, from now on.
+    for (Operand const& part : o[0].parts) w.written_after_fences[part.offset / kRegisterUnit] = 0;
   }
   auto const flag = [&](size_t n) { return n < o.size() && o[n].value != 0; };
   if (!flag(4)) fault("wgmma with a negated operand");
@@ -180,7 +188,7 @@ void wait(Warp& w, Instruction const& i, u32) {
 
 void fence(Warp& w, Instruction const&, u32) {
   w.wgmma_fenced = true;
-  std::fill(w.unfenced.begin(), w.unfenced.end(), u8(0));
+  ++w.wgmma_fences;
 }
 
 }  // namespace
@@ -188,12 +196,15 @@ void fence(Warp& w, Instruction const&, u32) {
 void note_register_writes(Warp& w, Instruction const& i) {
   if (i.operands.empty() || i.execute == issue) return;
   auto const mark = [&](Operand const& o, bool written) {
-    if (o.kind == Operand::kRegister) w.unfenced[o.offset / kRegisterUnit] = written;
+    if (o.kind == Operand::kRegister) w.written_after_fences[o.offset / kRegisterUnit] = written ? w.wgmma_fences : 0;
   };
   // A copy is as fenced as its source: the compiler may move registers between the fence and the product.
   bool const copy = i.is_move && i.operands.size() == 2 && i.operands[1].kind == Operand::kRegister &&
                     i.operands[0].kind == Operand::kRegister;
-  if (copy) return mark(i.operands[0], w.unfenced[i.operands[1].offset / kRegisterUnit] != 0);
+  if (copy) {
+    u32 const source = w.written_after_fences[i.operands[1].offset / kRegisterUnit];
+    return mark(i.operands[0], source == w.wgmma_fences);
+  }
   mark(i.operands[0], true);
   if (i.operands[0].kind == Operand::kVector)
     for (Operand const& part : i.operands[0].parts) mark(part, true);
