@@ -103,7 +103,8 @@ struct DecodeRange {
 };
 
 #ifdef __CUDACC__
-// Of a part (0 to parts - 1), by the plan if there is one for these sizes.
+// Of a part (0 to parts - 1), by the plan if there is one for these sizes. kPastL1: the plan may still change.
+template <bool kPastL1 = false>
 __device__ inline DecodeRange part_range(int32_t const* plan, DecodeShape const& shape, int part, int parts) {
   int const units = shape.most_units();
   if (plan != nullptr) {
@@ -117,7 +118,11 @@ __device__ inline DecodeRange part_range(int32_t const* plan, DecodeShape const&
                        kPlanHeader + 2 * part + 3};
     int32_t v[7];
 #pragma unroll
-    for (int i = 0; i < 7; ++i) v[i] = load_past_l1(plan + at[i]);
+    for (int i = 0; i < 7; ++i)
+      if constexpr (kPastL1)
+        v[i] = load_past_l1(plan + at[i]);
+      else
+        asm volatile("ld.global.s32 %0, [%1];" : "=r"(v[i]) : "l"(plan + at[i]) : "memory");
     if (v[0] == shape.queries && v[1] == parts && v[2] == units)
       return {{min(max(v[3], 0), shape.queries), min(max(v[4], 0), units)},
               {min(max(v[5], 0), shape.queries), min(max(v[6], 0), units)}};

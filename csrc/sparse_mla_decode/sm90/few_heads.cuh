@@ -18,11 +18,19 @@ template <class Format, int kHeads>
 using Config = few_heads::Config<Format::kHeadDim, kHeads, kProducerWarps,
                                  Format::kNope == 0 ? few_heads::kAllTiles : Format::kNope / kTileCols>;
 
+// What one lane of a warp has.
+__device__ __forceinline__ DecodeRange of_lane(DecodeRange const& range, int lane) {
+  return {{__shfl_sync(~0u, range.begin.query, lane), __shfl_sync(~0u, range.begin.unit, lane)},
+          {__shfl_sync(~0u, range.end.query, lane), __shfl_sync(~0u, range.end.unit, lane)}};
+}
+
 // The consumers' blocks by turns.
 class Walk {
  public:
+  // Half of a warp looks up each consumer's part: at once, and with one piece of code, for the kernel's start is short
+  // of instructions.
   __device__ __forceinline__ explicit Walk(DecodeParams const& params)
-      : latest_(DecodeWork::range_of(params, 1)), other_(DecodeWork::range_of(params, 0)) {}
+      : Walk(DecodeWork::range_of(params, threadIdx.x % 32 / 16)) {}
 
   __device__ __forceinline__ Walk fetch(int) const { return *this; }
   __device__ __forceinline__ void put(int, int, Walk const& walk) { *this = walk; }
@@ -41,6 +49,9 @@ class Walk {
   }
 
  private:
+  __device__ __forceinline__ explicit Walk(DecodeRange const& half)
+      : latest_(of_lane(half, 16)), other_(of_lane(half, 0)) {}
+
   KeyWalk latest_, other_;
   int turn_ = 1;  // latest_'s consumer
 };

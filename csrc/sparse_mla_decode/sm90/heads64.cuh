@@ -72,10 +72,14 @@ class Walk {
   KeyWalk (&walks_)[kProducerWarps];
 };
 
+// Of four tiles of codes ahead: the fewest with which a kernel spills nothing, or 8 bytes (v4).
+template <class Format>
+constexpr int kLateTiles = std::is_same_v<Format, KvV4> ? 1 : 2;
+
 // The two key buffers by turns; their halves are the groups.
-template <class Config>
+template <class Config, int kLate_>
 struct Sink {
-  static constexpr int kAhead = 4, kLate = 2;
+  static constexpr int kAhead = 4, kLate = kLate_;
   static constexpr int kGroups = 2;
   static constexpr int group_begin(int g) { return g * heads64::kHalfTiles; }
   static constexpr int group_end(int g) { return g == 0 ? heads64::kHalfTiles : Config::kTiles; }
@@ -119,7 +123,7 @@ __global__ void __launch_bounds__(kDecodeThreads, 1)
   launch_dependent_grids();
 
   DecodeRange const range =
-      look_up_after_grid_before([&] { return DecodeWork::range(params, DecodeWork::part_of(params)); });
+      look_up_after_grid_before([&] { return DecodeWork::range<true>(params, DecodeWork::part_of(params)); });
 
   int const warpgroup = __shfl_sync(~0u, threadIdx.x / 128, 0);
   if (warpgroup == 0) {
@@ -130,7 +134,8 @@ __global__ void __launch_bounds__(kDecodeThreads, 1)
     heads64::OddConsumer<Config, Work>(params, maps, smem).run(Work(params, range));
   } else {
     cutlass::arch::warpgroup_reg_dealloc<kProducerRegisters>();
-    DecodeProducer<Format, Walk, Sink<Config>>(params, Walk(range, smem.walks), Sink<Config>(smem), smem.batches).run();
+    using Sink = Sink<Config, kLateTiles<Format>>;
+    DecodeProducer<Format, Walk, Sink>(params, Walk(range, smem.walks), Sink(smem), smem.batches).run();
   }
 #endif
 }

@@ -64,10 +64,11 @@ class DecodeWork {
     open();
   }
   // All of a part.
+  template <bool kPastL1 = false>
   static __device__ __forceinline__ DecodeRange range(Params const& params, int part) {
     if (params.team > 1) return share(params, part);
     if (part >= params.parts) return {};
-    DecodeRange r = part_range(params.plan, params.shape, part, params.parts);
+    DecodeRange r = part_range<kPastL1>(params.plan, params.shape, part, params.parts);
     if (params.batch_invariant) {
       r.begin.unit -= r.begin.unit % params.shape.chunk_units();
       r.end.unit -= r.end.unit % params.shape.chunk_units();
