@@ -44,7 +44,7 @@ SURVIVORS = (
         "PTX asks for none between products of one shape on the same accumulators. ptxas does, where a loop that waits "
         "comes between: it puts one there and says so (C7519).",
         instruction=r"wgmma\.fence",
-        source=r"heads64/consumer\.cuh:101 |few_heads/consumer\.cuh:119 ",
+        source=r"heads64/consumer\.cuh:101 |few_heads/consumer\.cuh:118 ",
     ),
     Survivor(
         "Serves d_qk 512, where the lanes that have read the valid bits have not met since. Elsewhere they have, or "
@@ -57,13 +57,13 @@ SURVIVORS = (
         "the wait for the right half comes at once.",
         kernel="sparse_mla_decode_heads64",
         instruction=r"mbarrier\.try_wait",
-        source=r"heads64/even_consumer\.cuh:50 ",
+        source=r"heads64/even_consumer\.cuh:49 ",
     ),
     Survivor(
         "Serves CTAs with several tiles: a team's have one, and after its last pair of blocks no keys come.",
         kernel=r"decode_heads64<.*true>",
         instruction=r"wgmma\.(commit|wait)_group|mbarrier\.arrive",
-        source=r"even_consumer\.cuh:7[567] < \S+/even_consumer\.cuh:41 |heads64/even_consumer\.cuh:42 ",
+        source=r"even_consumer\.cuh:7[456] < \S+/even_consumer\.cuh:40 |heads64/even_consumer\.cuh:41 ",
     ),
     Survivor(
         "Serves decode for few heads. For 64 heads the walk's fetch() comes next, and the warp meets in it.",
@@ -76,7 +76,7 @@ SURVIVORS = (
         "on their own, and the valid bits are the arriving lane's.",
         kernel="KvBf16",
         instruction=r"bar\.warp\.sync",
-        source=r"sparse_mla_decode/sm90/producer\.cuh:118 ",
+        source=r"sparse_mla_decode/sm90/producer\.cuh:126 ",
     ),
     Survivor(
         "No tensor memory changes hands: it is new, and its address goes through shared memory.",
