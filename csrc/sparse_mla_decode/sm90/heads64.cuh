@@ -120,10 +120,10 @@ __global__ void __launch_bounds__(kDecodeThreads, 1)
   } else {
     __syncthreads();
   }
-  launch_dependent_grids();
 
   DecodeRange const range =
       look_up_after_grid_before([&] { return DecodeWork::range<true>(params, DecodeWork::part_of(params)); });
+  launch_dependent_grids();  // not earlier: combine.cu looks at the plan as soon as it starts
 
   int const warpgroup = __shfl_sync(~0u, threadIdx.x / 128, 0);
   if (warpgroup == 0) {
