@@ -102,7 +102,9 @@ struct Config {
     // empty       commit of the tile's products; the warps that sum    producer
     //             it, when they have its scales
     // q_full      as full; its end of work (no tiles) comes so too     products; all warps that sum
-    // q_empty     commit of the unit's products; all warps that sum    producer
+    // q_empty     commit of the unit's products; the thread that       producer
+    //             issues them and all warps that sum, when they have
+    //             read what the unit is
     // acc_full    commit of the tile's products                        the warps that sum it
     // acc_empty   those, when they have loaded it                      products
     Barrier full[kStages], empty[kStages], q_full[kUnits], q_empty[kUnits], acc_full[kMaxSlots], acc_empty[kMaxSlots];
@@ -120,7 +122,7 @@ struct Config {
     }
     for (int i = 0; i < kUnits; ++i) {
       smem.q_full[i].init(1 + 32);
-      smem.q_empty[i].init(1 + kSumWarps);
+      smem.q_empty[i].init(2 + kSumWarps);
     }
     for (int i = 0; i < kMaxSlots; ++i) {
       smem.acc_full[i].init(1);

@@ -33,6 +33,7 @@ struct Products {
       smem.q_full[unit.index].wait(unit.phase);
       int const tiles = smem.unit[unit.index].tiles;
       if (tiles == 0) return n;
+      smem.q_empty[unit.index].arrive();  // that has been read; commits are of products alone
       uint64_t const queries = operand<typename Config::QLayout>(smem.q[unit.index]);
 #pragma unroll 1
       for (int t = 0; t < tiles; ++t, ++n, tile.advance()) {
