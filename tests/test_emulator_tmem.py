@@ -1,4 +1,5 @@
 """The emulator's model of tensor memory, on PTX of its own: what is allowed gives the right values, what is not stops.
+(What order it asks for: tests/emulator/test_tmem_races.py.)
 
 Runs where the emulator does: pytest --emulate=sm_100a.
 """
@@ -25,6 +26,7 @@ mov.b32 %r1, place;
 ALLOCATE = """
 @%p0 tcgen05.alloc.cta_group::1.sync.aligned.shared::cta.b32 [%r1], 32;
 bar.sync 0;
+tcgen05.fence::after_thread_sync;
 ld.shared.b32 %r2, [%r1];
 """
 STORE = """
@@ -37,40 +39,21 @@ RESULT = "st.global.b32 [%rd1], %r4;\n"
 FREE = """
 tcgen05.fence::before_thread_sync;
 bar.sync 0;
-tcgen05.fence::after_thread_sync;
 @%p0 tcgen05.dealloc.cta_group::1.sync.aligned.b32 %r2, 32;
 ret; }
-"""
-# Warp 4 reaches the same lanes as warp 0, which has stored there.
-HAND_OVER = """
-setp.ge.u32 %p1, %r0, 128;
-@%p1 bra SECOND;
-mov.b32 %r3, 0;
-tcgen05.st.sync.aligned.32x32b.x2.b32 [%r2], {%r0, %r3};
-tcgen05.wait::st.sync.aligned;
-tcgen05.fence::before_thread_sync;
-bar.sync 1, 256;
-bra END;
-SECOND:
-bar.sync 1, 256;
-tcgen05.fence::after_thread_sync;
-tcgen05.ld.sync.aligned.32x32b.x2.b32 {%r4, %r5}, [%r2];
-tcgen05.wait::ld.sync.aligned;
-st.global.b32 [%rd1], %r4;
-END:
 """
 
 
 @pytest.fixture
 def run(request, device):
-    """Runs a kernel of so many threads, and returns a number of each."""
+    """Runs a kernel of 128 threads, and returns a number of each."""
     emulator = request.config.emulator
     if emulator is None:
         pytest.skip("there is no emulator in this session: pytest --emulate=sm_100a")
 
-    def run(body: str, threads: int = 128) -> np.ndarray:
-        result = np.zeros(threads, np.uint32)
-        emulator.run_ptx(HEADER + body, result, threads=threads)
+    def run(body: str) -> np.ndarray:
+        result = np.zeros(128, np.uint32)
+        emulator.run_ptx(HEADER + body, result, threads=128)
         return result
 
     return run
@@ -98,10 +81,9 @@ def test_a_second_allocation_holds_nothing(run):
         (ALLOCATE + "add.u32 %r2, %r2, 31;\n" + LOAD + WAIT + FREE, "column 32 is outside of the 32 columns"),
         (ALLOCATE + LOAD + RESULT + WAIT + FREE, "not loaded yet: no tcgen05.wait::ld"),
         (ALLOCATE + LOAD + "mov.b32 %r6, %r5;\nadd.u32 %r6, %r6, 1;\n" + WAIT + FREE, "not loaded yet"),
-        (ALLOCATE + LOAD + "mov.b32 %r3, 7;\n" + STORE + WAIT + FREE, "columns 0 to 1 are overwritten, while warp"),
         (LOAD.replace("%r2", "0") + WAIT + "ret; }", "outside of the 0 columns"),
     ],
-    ids=["not freed", "not allocated", "no wait", "no wait before a copy's use", "overwritten", "never allocated"],
+    ids=["not freed", "not allocated", "no wait", "no wait before a copy's use", "never allocated"],
 )
 def test_stops(body, report, run):
     with pytest.raises(RuntimeError, match=report):
@@ -111,24 +93,3 @@ def test_stops(body, report, run):
 def test_registers_may_move_before_the_wait(run):
     moved = "mov.b32 %r7, %r4;\n" + WAIT + "st.global.b32 [%rd1], %r7;\n"
     assert np.array_equal(run(ALLOCATE + "mov.b32 %r3, 7;\n" + STORE + LOAD + moved + FREE), np.arange(128))
-
-
-def test_handing_over(run):
-    received = run(ALLOCATE + HAND_OVER + FREE, threads=256)
-    assert np.array_equal(received[128:], np.arange(128))
-
-
-@pytest.mark.parametrize("fence", ["before", "after"])
-def test_freeing_without_a_fence(fence, run):
-    free = FREE.replace(f"tcgen05.fence::{fence}_thread_sync;", "")
-    with pytest.raises(RuntimeError, match=f"no tcgen05.fence::{fence}_thread_sync since"):
-        run(ALLOCATE + "mov.b32 %r3, 7;\n" + STORE + free)
-
-
-@pytest.mark.parametrize("fence", ["before", "after"])
-def test_handing_over_without_a_fence(fence, run):
-    body = HAND_OVER.replace(f"tcgen05.fence::{fence}_thread_sync;", "")
-    free = FREE.replace("tcgen05.fence::before_thread_sync;", "")  # which may come before the others' use
-    report = f"warp [4-7](, but warp [0-3])? has run no tcgen05.fence::{fence}_thread_sync since"
-    with pytest.raises(RuntimeError, match=report):
-        run(ALLOCATE + body + free, threads=256)

@@ -250,12 +250,26 @@ def test_a_proxy_fence_in_vain(name):
 
 
 def test_commits_arrive_before_the_end():
-    copy = ALLOCATE + STORE_ROW + "fence.proxy.async;\nbar.sync 0;" + TENSOR_COPY
-    run(FAIR, copy + WAIT + FREE, threads=128)
+    copy = ALLOCATE + "@%p0 mbarrier.init.shared.b64 [%r1+1032], 1;\n" + STORE_ROW + "fence.proxy.async;\nbar.sync 0;"
+    second = TENSOR_COPY.splitlines()[-1].replace("1024", "1032")
+    copy += TENSOR_COPY + second + WAIT
+    run(FAIR, copy + WAIT.replace("1024", "1032").replace("LOOP", "AGAIN") + FREE, threads=128)
     with pytest.raises(
-        RuntimeError, match="CTA 0 may end before a commit arrives at the mbarrier at dynamic offset 1024"
+        RuntimeError, match="CTA 0 may end before a commit arrives at the mbarrier at dynamic offset 1032"
     ):
         run(FAIR, copy + FREE, threads=128)
+
+
+def test_a_commit_says_nothing_of_its_threads_reads():
+    read = "@%p0 ld.shared.u32 %r9, [%r1];\n"
+    before = ALLOCATE.replace(", 1;", ", {count};") + STORE_ROW + "fence.proxy.async;\nbar.sync 0;" + read + TENSOR_COPY
+    after = WAIT + "@%p5 st.shared.u32 [%r1], 1;\n" + FREE
+    other = "setp.eq.u32 %p5, %r0, 64;\n"
+    run(FAIR, other + before.format(count=2) + "@%p0 mbarrier.arrive.shared.b64 _, [%r1+1024];\n" + after, threads=128)
+    with pytest.raises(
+        RuntimeError, match="race on shared memory at dynamic offset 0: nothing orders\n    a read by warp 0"
+    ):
+        run(FAIR, other + before.format(count=1) + after, threads=128)
 
 
 NONE = {

@@ -115,11 +115,8 @@ struct Warp {
 
   CommitGroups copies, bulk_stores;
   std::vector<Task> tmem_loads, tmem_stores;
-  // tmem_use.h: when this warp last fenced; registers and columns (first, count) of loads under way
-  u64 fenced_before = 0, fenced_after = 0;
-  std::vector<u8> loading;
-  std::vector<std::pair<u32, u32>> tmem_columns_loading;
-  u64 seen_writes = 0;  // of its CTA's, when it last came through a barrier (settings.proxy_fences)
+  std::vector<u8> loading;  // registers of tcgen05.ld that are under way (tmem_loads.h)
+  u64 seen_writes = 0;      // of its CTA's, when it last came through a barrier (settings.proxy_fences)
 
   Group& group() { return groups[current]; }
 
@@ -140,15 +137,6 @@ struct NamedBarrier {
   u32 arrived = 0, expected = 0;
 };
 
-// Of a column, in a quarter of the lanes: its last write, and the last read since.
-struct TmemUse {
-  struct Access {
-    u32 user = 0;  // 0: none
-    u64 time = 0;
-  };
-  Access written, read;
-};
-
 // A thread's write to a 16-byte line of shared memory that no proxy fence has followed. Numbers count a CTA's writes.
 struct UnfencedWrite {
   u64 number = 0;  // 0: there is none
@@ -167,7 +155,6 @@ struct Cta {
   std::set<u32> mbarriers;  // offsets of those initialised
   std::vector<u32> tmem;    // 128 lanes x 512 columns
   u32 tmem_allocated = 0;
-  std::vector<TmemUse> tmem_uses;       // 4 quarters x 512 columns
   std::vector<UnfencedWrite> unfenced;  // of each line the last one
   std::deque<UnfencedWrite> writes;     // in their order; those fenced since may be among them
   u64 write_count = 0;

@@ -8,13 +8,13 @@ void Races::begin() {
   warps_.clear();
   agents_.clear();
   mbarriers_.clear();
-  tensor_.assign(cluster_.ctas.size(), {});
   named_.assign(cluster_.ctas.size() * kNamedBarriers, {});
   cluster_barrier_ = {};
   visits_.assign(cluster_.ctas.size(), {});
   words_.resize(cluster_.ctas.size());
   more_.resize(cluster_.ctas.size());
   used_.resize(cluster_.ctas.size());
+  tmem_.resize(cluster_.ctas.size());
   for (Cta const& cta : cluster_.ctas) {
     for (Warp const& w : cta.warps) {
       u16 const agent = new_agent(kThreads, cta.rank, u32(w.id));
@@ -173,12 +173,13 @@ void Races::arrive_when_copied(Warp& w, u32 lanes, u64 const* mbarriers) {
 void Races::commit_tensor(Warp& w, int lane, u32 mbarrier) {
   Mbarrier& m = mbarrier_at(mbarrier);
   m.committed = m.phase + 1;
-  Clock& arrived = m.arrived;
-  release(w, 1u << lane, arrived);
-  TensorWork const& work = tensor_[w.cta->rank];
-  if (work.agent == kNoAgent) return;
-  arrived.join(work.before);
-  arrived.add(work.agent, {work.issued, 0, 0});
+  TensorWork const& work = state(w).tensor;
+  for (auto const& [l, known] : work.before) {
+    if (l != lane) continue;
+    m.arrived.join(known);
+    m.arrived.add(work.agent, {0, work.issued, 1u << lane});
+    m.arrived.add(work.agent + 1, {0, work.issued, 1u << lane});
+  }
 }
 
 void Races::end_phase(u32 mbarrier) {

@@ -36,8 +36,8 @@ bool Races::allowed(Stamp const& before, Stamp const& now) const {
   auto const [known, is_new] = allowed_.try_emplace(u64(before.pc) << 32 | u32(now.pc));
   if (is_new)
     known->second = std::any_of(allowed_races.begin(), allowed_races.end(), [&](auto const& texts) {
-      return place_in_code(before).find(texts.first) != std::string::npos &&
-             place_in_code(now).find(texts.second) != std::string::npos;
+      return place_in_code(before.pc).find(texts.first) != std::string::npos &&
+             place_in_code(now.pc).find(texts.second) != std::string::npos;
     });
   return known->second;
 }
@@ -60,7 +60,8 @@ void Races::check(u32 address, Stamp const& before, Stamp const& now, std::vecto
     Cta const& cta = cluster_.ctas[address >> 24];
     fault("race on shared memory at dynamic offset %d: %s\n    %s\n      %s\n    before %s\n      %s",
           int(address & kOffsetMask) - int(cta.dynamic_offset), race ? "nothing orders" : "no proxy fence orders",
-          describe(before).c_str(), place_in_code(before).c_str(), describe(now).c_str(), place_in_code(now).c_str());
+          describe(before).c_str(), place_in_code(before.pc).c_str(), describe(now).c_str(),
+          place_in_code(now.pc).c_str());
   }
 }
 
@@ -71,9 +72,9 @@ bool Races::lacks_fence(Stamp const& before, Stamp const& now, Clock const& know
          (writer == kThreads || writer == kCopies) && !known.covers_fenced(before.agent, before.lanes, before.time);
 }
 
-std::string Races::place_in_code(Stamp const& s) const {
+std::string Races::place_in_code(i32 pc) const {
   Kernel const& kernel = *cluster_.launch->kernel;
-  Instruction const& i = kernel.code[size_t(s.pc)];
+  Instruction const& i = kernel.code[size_t(pc)];
   return i.text + "\n      " + place_of(kernel, i);
 }
 
@@ -93,7 +94,7 @@ void Races::end_cta(Cta const& cta) {
       fault(
           "CTA %u may end before others are done with its shared memory: nothing orders\n    %s\n      %s\n"
           "    before the CTA's end",
-          cta.rank, describe(stamp).c_str(), place_in_code(stamp).c_str());
+          cta.rank, describe(stamp).c_str(), place_in_code(stamp.pc).c_str());
   for (auto const& [address, m] : mbarriers_)
     if (address >> 24 == cta.rank && m.committed > m.waited_for)
       fault("CTA %u may end before a commit arrives at the mbarrier at dynamic offset %d: nobody has waited for it",
@@ -110,8 +111,10 @@ std::string Races::describe(Stamp const& s) const {
     case kThreads: text += " by warp " + number; break;
     case kCopies: text += " by cp.async of warp " + number; break;
     case kBulkStores: text += " by a bulk store of warp " + number; break;
-    case kTensor: return text + " by tcgen05" + cta;
+    case kTensor: return text + " by tcgen05 of warp " + number + cta;
     case kProducts: return text + " by wgmma of warpgroup " + number + cta;
+    case kTmemLoads:
+    case kTmemStores: break;  // have stamps of their own
     case kTransactions:
       return text + " by a copy that the mbarrier at dynamic offset " +
              std::to_string(int(agent.number & kOffsetMask) - int(cluster_.ctas[agent.cta].dynamic_offset)) + " counts";
@@ -222,12 +225,19 @@ void Races::begin_bulk_store(Warp& w, int lane) {
   only_ = nullptr;
 }
 
-void Races::begin_tensor(Warp& w, int lane) {
-  TensorWork& work = tensor_[w.cta->rank];
-  if (work.agent == kNoAgent) work.agent = new_agent(kTensor, w.cta->rank, 0);
+void Races::begin_tensor(Warp& w, int lane, TensorPipeline pipeline) {
+  TensorWork& work = state(w).tensor;
+  if (work.agent == kNoAgent) {
+    work.agent = new_agent(kTensor, w.cta->rank, u32(w.id));
+    new_agent(kTensor, w.cta->rank, u32(w.id));
+  }
   issuers_.assign(1, issuer(w, lane));
-  work.before.join(*issuers_[0].clock);
-  reader_ = {work.issued++, 1, w.group().pc, work.agent, 0, Access::kRead};
+  auto& before = work.before;
+  auto found = std::find_if(before.begin(), before.end(), [&](auto const& x) { return x.first == lane; });
+  if (found == before.end()) found = before.insert(found, {lane, {}});
+  found->second.join(*issuers_[0].clock);
+  reader_ = {work.issued++, 1u << lane, w.group().pc, work.agent, 0, Access::kRead};
+  tensor_ = {reader_.time, reader_.lanes, reader_.pc, reader_.agent, false, pipeline};
   only_ = nullptr;
 }
 

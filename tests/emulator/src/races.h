@@ -9,9 +9,10 @@
 //   bulk stores of a warp   likewise
 //   products of a warpgroup four shares: a warp that has waited knows its own; each begins after what the four warps
 //                           knew at its issue
-//   tensor work of a CTA    products and copies of tcgen05: known to who has waited for an mbarrier that a later commit
-//                           arrived at, which comes after what its thread did before, too; each begins after what
-//                           its issuer knew
+//   tensor work of a warp   products and copies of tcgen05, of each lane: known to who has waited for an mbarrier that
+//   a
+//                           later commit of the lane arrived at; each begins after what its issuer knew. (A commit
+//                           says nothing of what its thread itself has read or written.)
 //   transactions of an      TMA, bulk copies, st.async: known to who has waited for the mbarrier's phase; each begins
 //   mbarrier                after what its issuer knew
 //
@@ -22,6 +23,8 @@
 // A CTA may not end before what others do in its memory, nor before commits have arrived there: somebody waits for
 // them.
 //
+// Tensor memory is checked in the same way, by rules of its own: race_tmem.cpp.
+//
 // It belongs to schedules in which asynchronous work is done at its issue: whether it is late makes no difference to
 // what is ordered. mbarriers' own words are not checked, except that they are initialised before they are used.
 #pragma once
@@ -31,6 +34,7 @@
 
 #include "clocks.h"
 #include "machine.h"
+#include "tmem.h"
 
 namespace emu {
 
@@ -74,7 +78,7 @@ class Races {
   void end_phase(u32 mbarrier);
 
   // --- asynchronous work
-  enum Kind : u8 { kThreads, kCopies, kBulkStores, kProducts, kTensor, kTransactions };
+  enum Kind : u8 { kThreads, kCopies, kBulkStores, kProducts, kTensor, kTransactions, kTmemLoads, kTmemStores };
   void begin_operations(Warp& w, Kind kind) { ++operations(w, kind).issued; }  // goes before an instruction's accesses
   void write_by_copy(Warp& w, int lane, u32 address, u32 bytes);
   void write_by_transaction(Warp& w, int lane, u32 address, u32 bytes, u32 mbarrier);
@@ -88,7 +92,7 @@ class Races {
   // product's first warp is given, with what each of the four knew when it issued its share; read_for() says whose
   // share comes.
   void begin_bulk_store(Warp& w, int lane);
-  void begin_tensor(Warp& w, int lane);
+  void begin_tensor(Warp& w, int lane, TensorPipeline pipeline);
   void begin_product(Warp& first, std::vector<Clock const*> const& known, u32 number, i32 pc);
   void read_for(Warp const* w) {  // null: for all
     only_ = w == nullptr ? nullptr : &state(*w);
@@ -97,6 +101,17 @@ class Races {
   void end_reader() { issuers_.clear(); }
   void async_read(u32 address, u32 bytes);
   Clock known_to_any_lane(Warp const& w);
+
+  // --- tensor memory
+  void allocate_tmem(Warp& w, TmemPart const& part);
+  void free_tmem(Warp& w, TmemPart const& part);
+  void load_tmem(Warp& w, TmemPart const& part);
+  void store_tmem(Warp& w, TmemPart const& part);
+  void wait_tmem(Warp& w, Kind kind);               // for the warp's kTmemLoads or kTmemStores
+  void read_tmem_by_tensor(TmemPart const& part);   // between begin_tensor() and end_reader()
+  void write_tmem_by_tensor(TmemPart const& part);  // likewise
+  void fence_before_thread_sync(Warp& w, u32 lanes);
+  void fence_after_thread_sync(Warp& w, u32 lanes);
 
  private:
   static constexpr u32 kNamedBarriers = 16, kWord = 4, kBlock = 256, kNoAgent = 0xffff;
@@ -126,10 +141,16 @@ class Races {
     std::vector<u32> committed[kLanes];
     u32 done[kLanes] = {};  // those with smaller numbers are known to the lane
   };
+  // Products and copies that a warp's lanes have issued. The agent that follows is known up to where such work is
+  // ordered, though it may not be complete.
   struct TensorWork {
     u16 agent = kNoAgent;
     u32 issued = 0;
-    Clock before = {};  // what the issuers knew
+    std::vector<std::pair<int, Clock>> before = {};  // of a lane, what it knew
+  };
+  struct TmemMoves {
+    u16 agent = kNoAgent;
+    u32 issued = 0, done = 0;  // those with smaller numbers have been waited for
   };
   struct Knowledge {
     u32 lanes;
@@ -140,6 +161,10 @@ class Races {
     u32 time = 0;
     std::vector<Knowledge> groups = {};  // lanes that know the same
     Operations copies = {}, bulk_stores = {}, products = {};
+    TensorWork tensor = {};
+    TmemMoves loads = {}, stores = {};
+    // What each lane knew at its last tcgen05.fence::after_thread_sync, null before it.
+    std::shared_ptr<Clock const> known_after_sync[kLanes] = {};
   };
   struct Mbarrier {
     Clock arrived, passed;  // in this phase; in the phases before
@@ -152,6 +177,24 @@ class Races {
     WarpState const* warp;
     Clock const* clock;
     u32 own;
+  };
+  // Of a quarter of the lanes of tensor memory, in a column: the last write, and who has read since.
+  struct TmemStamp {
+    u32 time, lanes;
+    i32 pc;
+    u16 agent;
+    bool writes;
+    TensorPipeline pipeline;
+    bool operator==(TmemStamp const&) const = default;
+  };
+  struct TmemCell {
+    TmemStamp write, readers[kReaders];
+    u32 reader_count;
+  };
+  // Whose knowledge an access to tensor memory begins with: of these lanes, this (null: nothing).
+  struct TmemIssuer {
+    u32 lanes;
+    Clock const* known;
   };
   struct Agent {
     Kind kind;
@@ -168,13 +211,22 @@ class Races {
   static u32 share(Warp const& w) { return 0xffu << w.id % 4 * 8; }
   void learn_products(Warp& w);
   void use_mbarrier(Warp& w, int lane, u32 address);
+  TmemMoves& tmem_moves(Warp const& w, Kind kind);
+  void move_tmem(Warp& w, TmemPart const& part, Kind kind);
+  void access_tmem(WarpState const& w, TmemPart const& part, TmemStamp const& stamp);
+  void access_tmem_by_tensor(TmemPart const& part);
+  bool tmem_ordered(WarpState const& w, TmemStamp const& before, TmemStamp const& now,
+                    std::vector<TmemIssuer> const& issuers) const;
+  [[noreturn]] void tmem_race(WarpState const& w, u32 quarter, u32 column, TmemStamp const& before,
+                              TmemStamp const& now) const;
+  std::string describe(TmemStamp const& stamp) const;
   static void add_done(Operations const& o, u32 lanes, bool all, Clock& into);
 
   bool allowed(Stamp const& before, Stamp const& now) const;
   bool lacks_fence(Stamp const& before, Stamp const& now, Clock const& known) const;
   static bool ordered(Stamp const& before, Issuer const& now);
   void visit(u32 rank, Stamp const& stamp);
-  std::string place_in_code(Stamp const& stamp) const;
+  std::string place_in_code(i32 pc) const;
   static bool conflict(Access a, Access b);
   void check(u32 address, Stamp const& before, Stamp const& now, std::vector<Issuer> const& issuers) const;
   void access(u32 address, u32 bytes, Stamp stamp, std::vector<Issuer> const& issuers);
@@ -184,17 +236,19 @@ class Races {
   Cluster& cluster_;
   u32 warps_per_cta_ = 0;
   std::vector<WarpState> warps_;
-  std::vector<TensorWork> tensor_;  // a CTA's
   std::vector<Agent> agents_;
   std::vector<std::vector<Word>> words_;                // a CTA's
   std::vector<std::vector<u8>> used_;                   // of each kBlock of them, whether some is not as at the start
   std::vector<std::vector<MoreReaders>> more_;          // the second reader and the others
   std::vector<std::unordered_map<u32, Stamp>> visits_;  // to a CTA's memory, by other CTAs' warps: the last ones
+  std::vector<std::vector<TmemCell>> tmem_;             // a CTA's, of every quarter all columns
   mutable std::unordered_map<u64, bool> allowed_;       // of two places in the code, whether they may race
   std::vector<Clock> named_;
   std::unordered_map<u32, Mbarrier> mbarriers_;
   Mbarrier cluster_barrier_;
   std::vector<Issuer> one_, issuers_;
+  std::vector<TmemIssuer> tmem_issuers_;
+  TmemStamp tensor_{};
   Stamp reader_{};
   WarpState const* only_ = nullptr;
 };

@@ -7,7 +7,7 @@
 #include "races.h"
 #include "registers.h"
 #include "report.h"
-#include "tmem_use.h"
+#include "tmem_loads.h"
 #include "wgmma.h"
 
 #ifdef __AVX2__

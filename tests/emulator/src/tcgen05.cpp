@@ -5,7 +5,6 @@
 #include "races.h"
 #include "registers.h"
 #include "tmem.h"
-#include "tmem_use.h"
 
 namespace emu {
 namespace {
@@ -27,13 +26,18 @@ Shape shape_of(u32 descriptor, Element element) {
 
 struct Product {
   Cta* cta;
-  TmemUser user;
   int pair;  // 2 for a pair of CTAs
   Element element;
   bool weight_stationary, left_in_tmem, accumulate;
   u32 to;           // TMEM
   u64 left, right;  // descriptors; or left is in TMEM
   u32 descriptor;
+
+  TensorPipeline pipeline() const {
+    constexpr u32 kRowsAndColumns = 63u << 17 | 31u << 24;
+    u32 const form = u32(weight_stationary) << 2 | u32(element == Element::kE4m3) << 1 | u32(pair == 2);
+    return {TensorPipeline::kProduct, to, (descriptor & kRowsAndColumns) | form};
+  }
 
   int step_count() const { return element == Element::kBf16 ? 1 : 2; }
 
@@ -66,12 +70,13 @@ struct Product {
       fault("this form of tcgen05.mma is not emulated for fp8");
     int const parts = halves ? 2 : 1, columns = s.n / parts;
     u32 const column = tmem_column(to);
-    for (int c = 0; c < pair; ++c) {
-      Cta& member = pair_member(*cta, pair, c);
-      constexpr u32 kColumnsOfStep = 8;  // 32 bytes
-      if (left_in_tmem) note_tmem_read(user, {&member, tmem_column(u32(left)), kColumnsOfStep});
-      note_tmem_write(user, {&member, column, u32(columns)});
-    }
+    if (Races* const r = cta->cluster->races.get())
+      for (int c = 0; c < pair; ++c) {
+        Cta& member = pair_member(*cta, pair, c);
+        constexpr u32 kColumnsOfStep = 8;  // 32 bytes
+        if (left_in_tmem) r->read_tmem_by_tensor({&member, tmem_column(u32(left)), kColumnsOfStep});
+        r->write_tmem_by_tensor({&member, column, u32(columns)});
+      }
     for (int step = 0; step < step_count(); ++step) {
       std::vector<u16> b(size_t(s.n * kStepK)), a(size_t(rows * kStepK));
       fetch_right(s, step, b.data());
@@ -106,7 +111,6 @@ void issue(Warp& w, Instruction const& i, u32 mask) {
     Operand const& accumulate = o[o[4].kind == Operand::kVector ? 5 : 4];
     Product p{};
     p.cta = w.cta;
-    p.user = TmemUser::of_product(w);
     p.pair = i.option & kPair ? 2 : 1;
     p.element = i.option & kFp8 ? Element::kE4m3 : Element::kBf16;
     p.weight_stationary = i.option & kWeightStationary;
@@ -117,7 +121,7 @@ void issue(Warp& w, Instruction const& i, u32 mask) {
     p.right = read_lane<u64>(w, o[2], l);
     p.descriptor = read_lane<u32>(w, o[3], l);
     Races* const r = races(w);
-    if (r) r->begin_tensor(w, l);
+    if (r) r->begin_tensor(w, l, p.pipeline());
     complete_tensor(*w.cta->cluster, p);
     if (r) r->end_reader();
   });
@@ -141,14 +145,21 @@ void commit(Warp& w, Instruction const& i, u32 mask) {
   });
 }
 
+void fence_before_thread_sync(Warp& w, Instruction const&, u32 mask) {
+  if (Races* const r = races(w)) r->fence_before_thread_sync(w, mask);
+}
+void fence_after_thread_sync(Warp& w, Instruction const&, u32 mask) {
+  if (Races* const r = races(w)) r->fence_after_thread_sync(w, mask);
+}
+
 }  // namespace
 
 Execute decode_tcgen05(Instruction& i, Mnemonic& m) {
   if (m.root() != "tcgen05") return nullptr;
   bool const pair = m.take("cta_group::2");
   m.ignore({"cta_group::1"});
-  if (m.take("fence::before_thread_sync")) return fence_before_handover;
-  if (m.take("fence::after_thread_sync")) return fence_after_handover;
+  if (m.take("fence::before_thread_sync")) return fence_before_thread_sync;
+  if (m.take("fence::after_thread_sync")) return fence_after_thread_sync;
   if (m.take("commit")) {
     m.ignore({"mbarrier::arrive::one", "shared::cluster", "shared::cta", "b64", "multicast::cluster"});
     return commit;

@@ -8,7 +8,7 @@
 #include "memory.h"
 #include "races.h"
 #include "registers.h"
-#include "tmem_use.h"
+#include "tmem_loads.h"
 
 namespace emu {
 namespace {
@@ -27,11 +27,11 @@ void allocate(Warp& w, Instruction const& i, u32 mask) {
   cta.tmem_allocated += columns;
   cta.tmem.resize(kTmemLanes * kTmemColumns);
   for (u32 lane = 0; lane < kTmemLanes; ++lane) std::fill_n(&cta.tmem[lane * kTmemColumns + address], columns, kPoison);
-  cta.tmem_uses.resize(kTmemQuarters * kTmemColumns);
-  for (u32 quarter = 0; quarter < kTmemQuarters; ++quarter)
-    std::fill_n(&cta.tmem_uses[quarter * kTmemColumns + address], columns, TmemUse{});
   u64 const to = read_lane<u64>(w, i.operands[0].parts[0], first_lane(mask)) + i.operands[0].value;
-  if (Races* const r = races(w)) r->access(w, mask & -mask, u32(to), 4, Access::kWrite);
+  if (Races* const r = races(w)) {
+    r->allocate_tmem(w, {&cta, address, columns});
+    r->access(w, mask & -mask, u32(to), 4, Access::kWrite);
+  }
   std::memcpy(shared_memory(cta, u32(to), 4), &address, 4);
 }
 
@@ -40,8 +40,8 @@ void free_columns(Warp& w, Instruction const& i, u32 mask) {
   u32 const columns = read_lane<u32>(w, i.operands[1], first_lane(mask));
   if (columns > w.cta->tmem_allocated)
     fault("%u columns of tensor memory are freed of %u", columns, w.cta->tmem_allocated);
+  if (Races* const r = races(w)) r->free_tmem(w, {w.cta, w.cta->tmem_allocated - columns, columns});
   w.cta->tmem_allocated -= columns;
-  note_tmem_write(TmemUser::of_warp(w), {w.cta, w.cta->tmem_allocated, columns});
 }
 
 // A warp reaches the quarter of the lanes that its number implies; its addresses may also say lane 0.
@@ -57,10 +57,9 @@ void load_tmem(Warp& w, Instruction const& i, u32 mask) {
   u32 const address = u32(read_lane<u64>(w, i.operands[1].parts[0], 0) + i.operands[1].value);
   u32 const column = tmem_column(address), first = first_tmem_lane(w, address);
   auto const& registers = i.operands[0].parts;
-  TmemPart const part = {w.cta, column, u32(registers.size()), w.id % int(kTmemQuarters)};
-  tmem_cell(*w.cta, first, column + part.count - 1);
-  note_tmem_read(TmemUser::of_warp(w), part);
-  note_tmem_load(w, i, part);
+  tmem_cell(*w.cta, first, column + u32(registers.size()) - 1);
+  if (Races* const r = races(w)) r->load_tmem(w, {w.cta, column, u32(registers.size()), w.id % int(kTmemQuarters)});
+  note_tmem_load(w, i);
   auto const load = [&w, &registers, column, first, mask] {
     for (u32 n = 0; n < registers.size(); ++n) {
       Lanes<u32> values;
@@ -87,9 +86,10 @@ void store_tmem(Warp& w, Instruction const& i, u32) {
     values.insert(values.end(), lanes, lanes + kLanes);
   }
   Cta* const cta = w.cta;
-  auto store = [&w, cta, values, column, first] {
-    TmemPart const part = {cta, column, u32(values.size()) / kLanes, w.id % int(kTmemQuarters)};
-    note_tmem_write(TmemUser::of_warp(w), part);
+  u32 const columns = u32(values.size()) / kLanes;
+  tmem_cell(*cta, first, column + columns - 1);
+  if (Races* const r = races(w)) r->store_tmem(w, {cta, column, columns, w.id % int(kTmemQuarters)});
+  auto store = [cta, values, column, first] {
     for (u32 n = 0; n < values.size(); ++n) tmem_cell(*cta, first + n % kLanes, column + n / kLanes) = values[n];
   };
   if (settings.schedule == Schedule::kLate)
@@ -104,9 +104,13 @@ void finish(std::vector<Task>& tasks) {
 }
 void wait_loads(Warp& w, Instruction const&, u32) {
   finish(w.tmem_loads);
-  note_tmem_loads_done(w);
+  w.loading.clear();
+  if (Races* const r = races(w)) r->wait_tmem(w, Races::kTmemLoads);
 }
-void wait_stores(Warp& w, Instruction const&, u32) { finish(w.tmem_stores); }
+void wait_stores(Warp& w, Instruction const&, u32) {
+  finish(w.tmem_stores);
+  if (Races* const r = races(w)) r->wait_tmem(w, Races::kTmemStores);
+}
 
 // [tmem], shared matrix: i.count rows of 16 bytes (64 rows, which go to two halves of the lanes) or 32 (128 rows);
 // i.option: 2 for a pair of CTAs
@@ -117,11 +121,11 @@ void copy_to_tmem(Warp& w, Instruction const& i, u32 mask) {
     Cta& cta = *w.cta;
     int const rows = i.count, pair = int(i.option), words = rows == 128 ? 8 : 4;
     Races* const r = races(w);
-    if (r) r->begin_tensor(w, l);
-    complete_tensor(*cta.cluster, [=, &cta, user = TmemUser::of_product(w)] {
+    if (r) r->begin_tensor(w, l, {.kind = TensorPipeline::kCopy});
+    complete_tensor(*cta.cluster, [=, &cta] {
       for (int n = 0; n < pair; ++n) {
         Cta& member = pair_member(cta, pair, n);
-        note_tmem_write(user, {&member, column, u32(words)});
+        if (r) r->write_tmem_by_tensor({&member, column, u32(words)});
         std::vector<u16> elements(size_t(rows * words * 2));
         fetch(member, MatrixDescriptor::of_tcgen05(descriptor), {0, rows, 0, words * 2}, false, Element::kBf16,
               elements.data());
