@@ -4,7 +4,8 @@
 // What is not ordered by itself:
 //   loads                      are under way until wait_for_tmem_loads, stores until wait_for_tmem_stores
 //   another warp, or products  on both sides of the barrier that hands columns over: before_tmem_handover, and behind
-//                              it after_tmem_handover. A commit (umma.cuh) has the former in it.
+//                              it after_tmem_handover. A commit (umma.cuh) has the former in it; to allocate and to
+//                              free are synchronous: who has allocated needs not the former, who frees not the latter.
 #pragma once
 
 #include <cute/arch/copy_sm100.hpp>

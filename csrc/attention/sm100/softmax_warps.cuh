@@ -16,7 +16,7 @@ constexpr int kSoftmaxWarps = 4, kSoftmaxThreads = kSoftmaxWarps * 32;
 // Named barriers (hardware barrier 0 is __syncthreads'). Warps w and w + 2 have the halves of the same rows.
 enum NamedBarrier : unsigned { kRowHalves = 1 };  // and 2: 64 threads each
 
-// Shared has p, top, sum, tmem and the barriers s_full, s_empty, p_full, o_full; a kernel's config.h says who waits.
+// Shared has p, top, sum, tmem and the barriers s_full, p_full, o_full; a kernel's config.h says who waits.
 template <class Shared>
 struct SoftmaxWarps {
   Shared& smem;
@@ -71,9 +71,6 @@ struct SoftmaxWarps {
     uint32_t raw[kThreadKeys];
     load_tmem(tmem + kTmemS + buffer * kTmemSColumns, raw);
     wait_for_tmem_loads(raw);
-    before_tmem_handover();
-    __syncwarp();
-    if (lane == 0) arrive_at_leader(smem.s_empty[buffer]);
     CUTE_UNROLL
     for (int i = 0; i < kThreadKeys; ++i) scores[i] = __uint_as_float(raw[i]);
   }

@@ -53,12 +53,8 @@ __global__ void __launch_bounds__(kThreads, 1)
     prefetch_tma_descriptor(&maps.q);
     Config::init_barriers(smem, params.split);
   }
-  if (warp == 1) {
-    allocate_tmem(&smem.tmem, kTmemColumns);
-    before_tmem_handover();
-  }
+  if (warp == 1) allocate_tmem(&smem.tmem, kTmemColumns);
   __syncthreads();
-  after_tmem_handover();
 
   if (warp >= 4) {
     cutlass::arch::warpgroup_reg_alloc<kSumRegisters>();

@@ -18,8 +18,8 @@ struct Products {
     uint32_t const tmem = smem.tmem;
     int const done = __reduce_max_sync(~0u, elect_one_sync() ? issue(tmem) : 0);
     // What is summed last must be loaded.
+#pragma unroll 1
     for (int n = max(done - split.slots(), 0); n < done; ++n) smem.acc_empty[split.slot(n)].wait(split.parity(n));
-    after_tmem_handover();
     free_tmem(tmem, kTmemColumns);
   }
 

@@ -33,6 +33,7 @@ struct Producer {
     Walk<kWarps, Params>{params, how, smem.sums, lane}.run([&](int block, Unit const& unit) {
       loader.open(block, unit);
       open_unit(block, unit);
+#pragma unroll 1
       for (int t = 0; t < unit.tiles; ++t) load_tile(unit.first_key + t * kTileKeys);
     });
     end_work();

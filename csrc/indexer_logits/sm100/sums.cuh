@@ -78,7 +78,7 @@ struct Sums {
     if (lane == 0) barrier.arrive();
   }
 
-  // `tokens` are this part's; 0 or fewer: none.
+  // `tokens` are this part's; 0 or fewer: none, and what is summed is stored nowhere.
   __device__ __forceinline__ void sum_tile(int n, int first_key, int64_t out, Range const* range, int tokens) {
     int const stage = n % kStages, slot = split.slot(n);
     smem.full[stage].wait(n / kStages & 1);
@@ -90,8 +90,7 @@ struct Sums {
     smem.acc_full[slot].wait(split.parity(n));
     after_tmem_handover();
     uint32_t const columns = tmem + slot * split.columns() + part * kPartColumns;
-    int const chunks = tokens <= 0 ? 0 : (tokens * kHeads - 1) / kLoadColumns + 1;
-    if (chunks == 0) release(smem.acc_empty[slot]);
+    int const chunks = (max(tokens, 1) * kHeads - 1) / kLoadColumns + 1;
     float2 sum[2];  // of columns 0, 1 and of 2, 3 modulo 4
     for_each(make_seq<kChunks>{}, [&](auto chunk) {
       constexpr int kChunk = decltype(chunk)::value;
@@ -99,10 +98,12 @@ struct Sums {
       uint32_t x[kLoadColumns];
       load_tmem(columns + kChunk * kLoadColumns, x);
       wait_for_tmem_loads(x);
-      if (kChunk + 1 == chunks) {
-        before_tmem_handover();
-        release(smem.acc_empty[slot]);
-      }
+      // The last one is one that a token ends in.
+      if constexpr ((kChunk + 1) * kLoadColumns / kHeads > kChunk * kLoadColumns / kHeads)
+        if (kChunk + 1 == chunks) {
+          before_tmem_handover();
+          release(smem.acc_empty[slot]);
+        }
       CUTE_UNROLL
       for (int c = 0; c < kLoadColumns; c += 4) {
         int const column = kChunk * kLoadColumns + c, token = column / kHeads;

@@ -47,12 +47,11 @@ struct Config {
     // key_empty    each    a pair's Q K^T, or else P V, is done               converters
     // value_empty  each    a pair's P V is done                               converters
     // s_full       each    Q K^T is done                                      softmax
-    // s_empty      leader  4 softmax warps of each have read their scores     products, before Q K^T of two blocks on
-    // p_full       leader  4 of each: p is written, O may be added to         products, before P V
+    // p_full       leader  4 softmax warps of each: S read, p written, O scaled  products, before P V
     // o_full       each    P V is done                                        softmax, before p is overwritten or O
     // read
     Barrier q_full[kQStages], q_empty[kQStages], key_full[kKeyStages], key_empty[kKeyStages];
-    Barrier value_empty[kValueStages], s_full[2], s_empty[2], p_full, o_full;
+    Barrier value_empty[kValueStages], s_full[2], p_full, o_full;
     uint32_t tmem;  // where this CTA's tensor memory begins
   };
   static_assert(sizeof(SharedStorage) <= 227 * 1024);
@@ -65,7 +64,6 @@ struct Config {
     for (Barrier& b : smem.key_empty) b.init(1);
     for (Barrier& b : smem.value_empty) b.init(1);
     for (Barrier& b : smem.s_full) b.init(1);
-    for (Barrier& b : smem.s_empty) b.init(kCtas * kSoftmaxWarps);
     smem.p_full.init(kCtas * kSoftmaxWarps);
     smem.o_full.init(1);
     cutlass::arch::fence_barrier_init();

@@ -55,11 +55,10 @@ __global__ void __launch_bounds__(kThreads, 1) __cluster_dims__(Config::kCtas, 1
   uint32_t const rank = Config::kPair ? cluster_rank() : kLeader;
   if (threadIdx.x == 0) Config::init_barriers(smem);
   if (warp == kProducts) allocate_tmem<Config::kCtas>(&smem.tmem, kTmemEnd);
-  before_tmem_handover();
   __syncwarp();
   cluster_arrive();
   cluster_wait();
-  after_tmem_handover();
+  if constexpr (Config::kPair) after_tmem_handover();  // the other CTA's, for Q
   wait_for_grid_before();
   launch_dependent_grids();
 
@@ -81,7 +80,6 @@ __global__ void __launch_bounds__(kThreads, 1) __cluster_dims__(Config::kCtas, 1
   __syncwarp();
   cluster_arrive();
   cluster_wait();
-  after_tmem_handover();
   if (threadIdx.x / 32 == kProducts) free_tmem<Config::kCtas>(smem.tmem, kTmemEnd);
 #endif
 }

@@ -56,10 +56,9 @@ struct Products {
     q.advance();
   }
 
+  // Scores of two blocks ago have been read: P V of that block, which has been issued, waited for p_full.
   __device__ __forceinline__ void scores(bool last_of_tile) {
-    smem.s_empty[s.stage].wait(s.phase ^ 1);
     wait_for_operands<kCtas>(smem.key_full[key.stage], key.phase);
-    after_tmem_handover();
     add_scores<kCtas, Config::kOwnKeys, 0, Config::kTiles>(tmem, tmem + kTmemS + s.stage * kTmemSColumns, smem.q[tail],
                                                            smem.key[key.stage], false);
     if constexpr (Config::kPair) commit_products<kCtas>(smem.key_empty[key.stage]);

@@ -49,6 +49,9 @@ struct Loader {
   // Before a buffer is filled.
   __device__ __forceinline__ void begin(Barrier& full, Barrier& empty, uint32_t phase, uint32_t bytes) const {
     empty.wait(phase ^ 1);
+    announce(full, bytes);
+  }
+  __device__ __forceinline__ void announce(Barrier& full, uint32_t bytes) const {
     if (rank == 0 && lane == 0) full.arrive_and_expect_tx(kCtas * bytes);
   }
 

@@ -19,7 +19,9 @@ struct Config {
   static constexpr bool kHasRope = kDQk_ > kDV;
   static constexpr int kHalfElements = kHalfTiles * kTileElements;
   static constexpr int kLeftStages = 3, kRightStages = kHasRope ? 2 : 3;
-  static constexpr int kRopeStages = kHasRope ? 3 : 1;  // not used where there is none
+  // Not used where there is none. The buffer that comes next is always free: the block before has had one of the right
+  // half, which are fewer, after P V of the block that was there.
+  static constexpr int kRopeStages = kHasRope ? kRightStages + 1 : 1;
 
   struct SharedStorage {
     alignas(1024) bf16 left[kLeftStages][kHalfElements];    // of keys; or tiles of Q for tensor memory
@@ -34,16 +36,14 @@ struct Config {
     // left_empty   P V of its columns, or Q's copy, is done           first loader
     // right_*      the same                                           second loader
     // rope_full    loads                                              products, before Q K^T
-    // rope_empty   Q K^T is done                                      second loader
     // q_full       loads of q_tail                                    products, before a tile's first Q K^T
     // q_empty      a tile's last Q K^T is done                        second loader
     // s_full       Q K^T is done                                      softmax
-    // s_empty      4 softmax warps have read their scores             products, before Q K^T of two blocks on
-    // p_full       4 softmax warps: p is written, O may be added to   products, before P V
+    // p_full       4 softmax warps: S is read, p written, O scaled    products, before P V
     // o_full       P V is done                                        softmax, before p is overwritten or O read
     Barrier left_full[kLeftStages], left_empty[kLeftStages], right_full[kRightStages], right_empty[kRightStages];
-    Barrier rope_full[kRopeStages], rope_empty[kRopeStages];
-    Barrier q_full, q_empty[1], s_full[2], s_empty[2], p_full, o_full;
+    Barrier rope_full[kRopeStages];
+    Barrier q_full, q_empty[1], s_full[2], p_full, o_full;
     uint32_t tmem;  // where the CTA's tensor memory begins
   };
   static_assert(sizeof(SharedStorage) <= 227 * 1024);
@@ -55,9 +55,7 @@ struct Config {
     for (Barrier& b : smem.right_full) b.init(1);
     for (Barrier& b : smem.right_empty) b.init(1);
     for (Barrier& b : smem.rope_full) b.init(1);
-    for (Barrier& b : smem.rope_empty) b.init(1);
     for (Barrier& b : smem.s_full) b.init(1);
-    for (Barrier& b : smem.s_empty) b.init(kSoftmaxWarps);
     smem.p_full.init(kSoftmaxWarps);
     smem.q_full.init(1);
     smem.q_empty[0].init(1);

@@ -36,9 +36,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   int const warp = __shfl_sync(~0u, threadIdx.x / 32, 0);
   if (threadIdx.x == 0) Config::init_barriers(smem);
   if (warp == kProducts) allocate_tmem<1>(&smem.tmem, kTmemEnd);
-  before_tmem_handover();
   __syncthreads();
-  after_tmem_handover();
 
   if (warp < kSoftmaxWarps) {
     Softmax<Config>(params, smem, 0).run();
@@ -52,7 +50,6 @@ __global__ void __launch_bounds__(kThreads, 1)
 
   before_tmem_handover();
   __syncthreads();
-  after_tmem_handover();
   if (warp == kProducts) free_tmem<1>(smem.tmem, kTmemEnd);
 #endif
 }

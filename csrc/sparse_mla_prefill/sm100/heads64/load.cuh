@@ -45,7 +45,6 @@ struct RightLoader : Loader<1> {
   __device__ __forceinline__ void run() {
     for_each_block([&](Tile const& tile) { begin_tile(tile); }, [&](Rows const& rows) { gather(rows); });
     drain(smem.right_empty, place);
-    drain(smem.rope_empty, rope);
     drain(smem.q_empty, q);
   }
 
@@ -62,7 +61,7 @@ struct RightLoader : Loader<1> {
 
   __device__ __forceinline__ void gather(Rows const& rows) {
     if constexpr (Config::kHasRope) {
-      begin(smem.rope_full[rope.stage], smem.rope_empty[rope.stage], rope.phase, kTileBytes);
+      announce(smem.rope_full[rope.stage], kTileBytes);
       gather_keys<1>(rows, smem.rope_full[rope.stage], smem.rope[rope.stage], kDV);
       rope.advance();
     }

@@ -61,16 +61,14 @@ struct Products {
     places.values.advance();  // P V has no use of it
   }
 
+  // Scores of two blocks ago have been read: P V of that block, which has been issued, waited for p_full.
   __device__ __forceinline__ void scores(bool last_of_tile) {
     uint32_t const to = tmem + kTmemS + s.stage * kTmemSColumns;
-    smem.s_empty[s.stage].wait(s.phase ^ 1);
-    after_tmem_handover();
     smem.left_full[left.scores.stage].wait(left.scores.phase);
     add_scores<1, kBlockK, 0, kHalfTiles>(tmem, to, smem.q_tail, smem.left[left.scores.stage], false);
     if constexpr (Config::kHasRope) {
       smem.rope_full[rope.stage].wait(rope.phase);
       add_scores<1, kBlockK, 2 * kHalfTiles, 1>(tmem, to, smem.q_tail, smem.rope[rope.stage], true);
-      commit_products<1>(smem.rope_empty[rope.stage]);
       rope.advance();
     }
     smem.right_full[right.scores.stage].wait(right.scores.phase);

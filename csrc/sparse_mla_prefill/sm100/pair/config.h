@@ -42,13 +42,12 @@ struct Config {
     // value_full   leader  both CTAs' loads                                   products, before P V
     // value_empty  each    P V is done                                        value loader
     // s_full       each    Q K^T is done                                      softmax
-    // s_empty      leader  8 softmax warps have read their scores             products, before Q K^T of two blocks on
-    // p_full       leader  8 softmax warps: p is written, O may be added to   products, before P V
+    // p_full       leader  8 softmax warps: S is read, p written, O scaled    products, before P V
     // o_full       each    P V is done                                        softmax, before p is overwritten or O
     // read
     Barrier key_full[kKeyStages], key_empty[kKeyStages], q_full, q_empty[1];
     Barrier value_full[kValueStages], value_empty[kValueStages];
-    Barrier s_full[2], s_empty[2], p_full, o_full;
+    Barrier s_full[2], p_full, o_full;
     uint32_t tmem;  // where this CTA's tensor memory begins
   };
   static_assert(sizeof(SharedStorage) <= 227 * 1024);
@@ -60,7 +59,6 @@ struct Config {
     for (Barrier& b : smem.value_full) b.init(1);
     for (Barrier& b : smem.value_empty) b.init(1);
     for (Barrier& b : smem.s_full) b.init(1);
-    for (Barrier& b : smem.s_empty) b.init(kCtas * kSoftmaxWarps);
     smem.p_full.init(kCtas * kSoftmaxWarps);
     smem.q_full.init(1);
     smem.q_empty[0].init(1);

@@ -43,10 +43,9 @@ __global__ void __launch_bounds__(kThreads, 1) __cluster_dims__(2, 1, 1)
   uint32_t const rank = cluster_rank();
   if (threadIdx.x == 0) Config::init_barriers(smem);
   if (warp == kProducts) allocate_tmem<2>(&smem.tmem, kTmemEnd);
-  before_tmem_handover();
   __syncwarp();
   cluster_sync();
-  after_tmem_handover();
+  after_tmem_handover();  // the other CTA's, for Q
 
   if (warp < kSoftmaxWarps) {
     Softmax<Config>(params, smem, rank).run();
@@ -61,7 +60,6 @@ __global__ void __launch_bounds__(kThreads, 1) __cluster_dims__(2, 1, 1)
   before_tmem_handover();
   __syncwarp();
   cluster_sync();
-  after_tmem_handover();
   if (warp == kProducts) free_tmem<2>(smem.tmem, kTmemEnd);
 #endif
 }

@@ -51,10 +51,9 @@ struct Products {
     key.advance();
   }
 
+  // Scores of two blocks ago have been read: P V of that block, which has been issued, waited for p_full.
   __device__ __forceinline__ void scores(bool last_of_tile) {
     smem.key_full[key.stage].wait(key.phase);
-    smem.s_empty[s.stage].wait(s.phase ^ 1);
-    after_tmem_handover();
     add_scores<2, kOwnKeys, 0, Config::kTiles>(tmem, tmem + kTmemS + s.stage * kTmemSColumns, smem.q_tail,
                                                smem.key[key.stage], false);
     commit_products<2>(smem.key_empty[key.stage]);
