@@ -22,6 +22,7 @@ from torch import Tensor
 import dsa_ext
 
 FEW = 2  # multiprocessors
+PARTS = {16: (6, 7), 8: (9, 11)}  # queries, by heads: what is left for a last warpgroup on Blackwell
 HOSTILE = {"invalid": 0.1, "poison": True, "attn_sink": "random", "topk_length": "random"}
 EXTRA = {"extra_topk": 70, "extra_topk_length": "random", "extra_page_size": 3}
 
@@ -51,7 +52,7 @@ class MutationCase:
 def all_cases(arch: str = "sm_90a") -> list[MutationCase]:
     if arch == "sm_100a":
         attention = (*_prefill_on_blackwell(), *_decode_on_blackwell())
-        return [*attention, *_combine(), *_ragged_logits("Config<{},{}>"), *_paged_on_blackwell(), *_topk()]
+        return [*attention, *_combine(), *_ragged_on_blackwell(), *_paged_on_blackwell(), *_topk()]
     return [*_prefill(), *_decode(), *_combine(), *_ragged_logits(), *_paged_logits(), *_topk()]
 
 
@@ -68,7 +69,7 @@ def _prefill() -> Iterator[MutationCase]:
 def _prefill_on_blackwell() -> Iterator[MutationCase]:
     for d_qk in (576, 512):
         for kernel, h_q in (("heads64", 64), ("pair", 128)):
-            for more in ({"topk": 270, "s_q": 5, "values": "ramp"}, {"topk": 65, "s_q": 7}):
+            for more in ({"topk": 270, "s_q": 5, "values": "ramp", "indices": "ascending"}, {"topk": 65, "s_q": 7}):
                 case = SparseMlaFwdCase(h_q=h_q, d_qk=d_qk, s_kv=600, **more, **HOSTILE)
                 name = f"prefill_{kernel}<Config<{d_qk}>>"
                 yield MutationCase("sparse_mla_fwd", name, partial(_prefill_call, case))
@@ -99,13 +100,13 @@ def _decode_on_blackwell() -> Iterator[MutationCase]:
         for ctas, h_q in ((1, 64), (2, 128)):
             # More blocks of keys than there are buffers, of both caches; and few, where queries follow each other.
             for more in (
-                {"topk": 270, "batch": 3, "scales": "fp32", "values": "ramp", **EXTRA},
+                {"topk": 270, "batch": 3, "scales": "fp32", "values": "ramp", "indices": "ascending", **EXTRA},
                 {"topk": 65, "batch": 7},
+                {"topk": 270, "batch": 1, "topk_length": None},  # cut: two workers share it
             ):
-                case = DecodeCase(h_q=h_q, format=format, slots=600, page_size=53, **more, **HOSTILE)
-                yield MutationCase(
-                    "sparse_mla_decode", f"sparse_mla_decode<Config<{cpp},{ctas}>>", partial(_decode_call, case)
-                )
+                case = DecodeCase(h_q=h_q, format=format, slots=600, page_size=53, **(HOSTILE | more))
+                name = f"sparse_mla_decode<Config<{cpp},{ctas}>>"
+                yield MutationCase("sparse_mla_decode", name, partial(_decode_call, case), ctas * FEW)
 
 
 def _combine() -> Iterator[MutationCase]:
@@ -142,6 +143,17 @@ def _ragged_logits(config: str = "Config<{},{},128>") -> Iterator[MutationCase]:
                 yield MutationCase("indexer_logits", name, partial(_ragged_call, case))
 
 
+def _ragged_on_blackwell() -> Iterator[MutationCase]:
+    yield from _ragged_logits("Config<{},{}>")
+    for d in (128, 64, 32):
+        for heads in (64, 32, 16, 8):
+            # Few columns, so that warpgroups take tiles by turns; and all numbers of columns that one of them may have.
+            for sizes in ({"s_q": 1, "s_k": 2500}, *({"s_q": s_q, "s_k": 300} for s_q in PARTS.get(heads, ()))):
+                case = RaggedCase(heads=heads, d=d, **sizes)
+                name = f"logits<Config<{heads},{d}>,KernelParams<IndexerKeys"
+                yield MutationCase("indexer_logits", name, partial(_ragged_call, case))
+
+
 def _ragged_call(case: RaggedCase) -> Call:
     inputs = logits_cases.make_inputs(case)
     want = logits_cases.expected(inputs)
@@ -171,6 +183,9 @@ def _paged_on_blackwell() -> Iterator[MutationCase]:
             name = f"logits<Config<{heads},{d}>,KernelParams<PagedIndexerKeys"
             for planned in (False, True):
                 yield MutationCase("paged_indexer_logits", name, partial(_paged_call, case, planned))
+            for next_n in (1, *PARTS.get(heads, ())):
+                few = PagedCase(batch=1, next_n=next_n, heads=heads, d=d, max_context_len=2500)
+                yield MutationCase("paged_indexer_logits", name, partial(_paged_call, few, False))
             yield MutationCase("paged_indexer_logits", name, partial(_paged_call, many, False))
     yield _paged_plan()
 

@@ -79,15 +79,10 @@ SURVIVORS = (
         source=r"sparse_mla_decode/sm90/producer\.cuh:126 ",
     ),
     Survivor(
-        "No tensor memory changes hands: it is new, and its address goes through shared memory.",
-        instruction=r"tcgen05\.fence",
-        source=r"decode/sm100/kernel\.cuh:(58|62)|sm100/pair/kernel\.cuh:(46|49)|sm100/heads64/kernel\.cuh:(39|41)",
-    ),
-    Survivor(
         "The barrier that follows is an aligned one: it waits for the warp's lanes here, where the device would do "
         "anything.",
         instruction=r"bar\.warp\.sync",
-        source=r"decode/sm100/kernel\.cuh:(59|81)|sm100/pair/kernel\.cuh:(47|62)",
+        source=r"decode/sm100/kernel\.cuh:(58|80)|sm100/pair/kernel\.cuh:(46|61)",
     ),
     Survivor(
         "It comes before a second use of the sums; this is the first.",

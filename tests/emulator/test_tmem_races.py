@@ -37,6 +37,7 @@ FRAME = """
   or.b64 %rd1, %rd1, %rd2;
   @%p0 mbarrier.init.shared.b64 [%r1+1024], 1;
   @%p0 mbarrier.init.shared.b64 [%r1+1032], 1;
+  @%p0 mbarrier.init.shared.b64 [%r1+1040], 4;
   @%p2 tcgen05.alloc.cta_group::1.sync.aligned.shared::cta.b32 [%r1+2048], 64;
   bar.sync 0;
   ld.shared.u32 %r8, [%r1+2048];
@@ -214,6 +215,10 @@ VAIN = {
         AFTER + first(STORE + WAIT_ST) + BEFORE + BARRIER + by("%p5", AFTER) + "bar.warp.sync -1;\n"
         + second(LOAD) + LOADED
     ),
+    "all lanes' fences, and the arrival of one that has not met them": (
+        AFTER + first(STORE + WAIT_ST + BEFORE + by("%p5", "mbarrier.arrive.shared.b64 _, [%r1+1040];\n"))
+        + WAIT.replace("1024", "1040") + AFTER + second(LOAD) + LOADED
+    ),
     "a commit before the product": AFTER + COMMIT + PRODUCT + WAIT + AFTER + LOAD + LOADED,
     "another thread's commit": AFTER + PRODUCT + BARRIER + COMMIT.replace("%p0", "%p1") + WAIT + AFTER + LOAD + LOADED,
     "an arrival that is no commit": (
@@ -237,6 +242,11 @@ NONE = {
     "loads of two warps": AFTER + first(STORE) + WAIT_ST + BEFORE + BARRIER + AFTER + LOAD + LOADED,
     "other lanes": AFTER + first(STORE) + STORED,
     "other columns": AFTER + first(STORE) + second(STORE.replace("%r8", "%r8+1")) + STORED,
+    "all lanes' fences, and the arrival of one that has met them": (
+        AFTER + first(STORE + WAIT_ST + BEFORE + "bar.warp.sync -1;\n"
+                      + by("%p5", "mbarrier.arrive.shared.b64 _, [%r1+1040];\n"))
+        + WAIT.replace("1024", "1040") + AFTER + second(LOAD) + LOADED
+    ),
     "by way of a third, who needs no fences": (
         AFTER + by("%p2", STORE + WAIT_ST + BEFORE + "bar.sync 2, 64;\n")
         + "setp.eq.u32 %p7, %r2, %r2;\nshr.u32 %r11, %r0, 5;\nsetp.eq.u32 %p7, %r11, 1;\n"

@@ -68,15 +68,15 @@ Races::Mbarrier& Races::mbarrier_at(u32 address) {
 
 // --- barriers
 
-// What of `o` is done for each of the lanes; `all`: there are no others.
-void Races::add_done(Operations const& o, u32 lanes, bool all, Clock& into) {
-  if (o.agent == kNoAgent) return;
+// What an agent has done for each of the lanes; `all`: there are no others.
+void Races::add_done(u16 agent, u32 const (&done_of)[kLanes], u32 lanes, bool all, Clock& into) {
+  if (agent == kNoAgent) return;
   for (u32 left = lanes; left != 0;) {
-    u32 const done = o.done[first_lane(left)];
+    u32 const done = done_of[first_lane(left)];
     u32 same = 0;
-    for_lanes(left, [&](int l) { same |= u32(o.done[l] == done) << l; });
+    for_lanes(left, [&](int l) { same |= u32(done_of[l] == done) << l; });
     left &= ~same;
-    into.add(o.agent, all && same == lanes ? Known{done, 0, 0} : Known{0, done, same});
+    into.add(agent, all && same == lanes ? Known{done, 0, 0} : Known{0, done, same});
   }
 }
 
@@ -86,8 +86,9 @@ void Races::release(Warp& w, u32 lanes, Clock& into) {
     if (k.lanes & lanes) into.join(k.clock);
   bool const all = (w.alive & ~lanes) == 0;
   into.add(s.agent, all ? Known{s.time + 1, 0, 0} : Known{0, s.time + 1, lanes});
-  add_done(s.copies, lanes, all, into);
-  add_done(s.bulk_stores, lanes, all, into);
+  for (Operations const* o : {&s.copies, &s.bulk_stores}) add_done(o->agent, o->done, lanes, all, into);
+  for (TmemMoves const* moves : {&s.loads, &s.stores}) add_done(moves->agent, moves->fenced, lanes, all, into);
+  if (s.tensor.agent != kNoAgent) add_done(s.tensor.agent + 1, s.tensor.fenced, lanes, all, into);
   ++s.time;
 }
 
@@ -125,7 +126,7 @@ void Races::fence_proxies(Warp& w, u32 lanes) {
     Clock before = k.clock;
     bool const all = (w.alive & ~some) == 0;
     before.add(s.agent, all ? Known{s.time + 1, 0, 0} : Known{0, s.time + 1, some});
-    add_done(s.copies, some, all, before);
+    add_done(s.copies.agent, s.copies.done, some, all, before);
     k.clock.fence(before);
   }
   ++s.time;

@@ -12,9 +12,9 @@
 //
 // To free columns needs no fence of the thread that does: tcgen05.dealloc is not asynchronous.
 //
-// Loads and stores are agents of their own, of each warp. What a fence::before_thread_sync says is complete goes into
-// the clock that passes through barriers; a fence::after_thread_sync keeps what the thread knows then, and accesses
-// look at that. A quarter of the lanes is a cell here: all instructions take them whole.
+// Loads and stores are agents of their own, of each warp. What a lane's fence::before_thread_sync says is complete goes
+// into the clocks of barriers that the lane comes to; a fence::after_thread_sync keeps what the lane knows then, and
+// accesses look at that. A quarter of the lanes is a cell here: all instructions take them whole.
 #include "races.h"
 #include "report.h"
 
@@ -164,14 +164,10 @@ void Races::access_tmem_by_tensor(TmemPart const& part) {
 
 void Races::fence_before_thread_sync(Warp& w, u32 lanes) {
   WarpState& s = state(w);
-  acquire(w, lanes, {});  // the lanes that fence become groups of their own
-  for (Knowledge& k : s.groups) {
-    u32 const some = k.lanes & lanes;
-    if (some == 0) continue;
-    for (TmemMoves const* moves : {&s.loads, &s.stores})
-      if (moves->agent != kNoAgent) k.clock.add(moves->agent, {0, moves->done, some});
-    if (s.tensor.agent != kNoAgent) k.clock.add(s.tensor.agent + 1, {0, s.tensor.issued, some});
-  }
+  for_lanes(lanes, [&](int l) {
+    for (TmemMoves* moves : {&s.loads, &s.stores}) moves->fenced[l] = moves->done;
+    s.tensor.fenced[l] = s.tensor.issued;
+  });
 }
 
 void Races::fence_after_thread_sync(Warp& w, u32 lanes) {

@@ -142,15 +142,17 @@ class Races {
     u32 done[kLanes] = {};  // those with smaller numbers are known to the lane
   };
   // Products and copies that a warp's lanes have issued. The agent that follows is known up to where such work is
-  // ordered, though it may not be complete.
+  // ordered, though it may not be complete. `fenced`: what a lane's fence::before_thread_sync came after.
   struct TensorWork {
     u16 agent = kNoAgent;
     u32 issued = 0;
+    u32 fenced[kLanes] = {};
     std::vector<std::pair<int, Clock>> before = {};  // of a lane, what it knew
   };
   struct TmemMoves {
     u16 agent = kNoAgent;
     u32 issued = 0, done = 0;  // those with smaller numbers have been waited for
+    u32 fenced[kLanes] = {};
   };
   struct Knowledge {
     u32 lanes;
@@ -220,7 +222,7 @@ class Races {
   [[noreturn]] void tmem_race(WarpState const& w, u32 quarter, u32 column, TmemStamp const& before,
                               TmemStamp const& now) const;
   std::string describe(TmemStamp const& stamp) const;
-  static void add_done(Operations const& o, u32 lanes, bool all, Clock& into);
+  static void add_done(u16 agent, u32 const (&done)[kLanes], u32 lanes, bool all, Clock& into);
 
   bool allowed(Stamp const& before, Stamp const& now) const;
   bool lacks_fence(Stamp const& before, Stamp const& now, Clock const& known) const;
