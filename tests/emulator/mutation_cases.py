@@ -22,7 +22,7 @@ from torch import Tensor
 import dsa_ext
 
 FEW = 2  # multiprocessors
-PARTS = {16: (6, 7), 8: (9, 11)}  # queries, by heads: what is left for a last warpgroup on Blackwell
+PARTS = {16: (6, 7), 8: (9, 11, 13)}  # queries, by heads: what is left for a last warpgroup on Blackwell
 HOSTILE = {"invalid": 0.1, "poison": True, "attn_sink": "random", "topk_length": "random"}
 EXTRA = {"extra_topk": 70, "extra_topk_length": "random", "extra_page_size": 3}
 
