@@ -14,6 +14,11 @@ BARRIERS = (
     "cp.async.mbarrier.arrive",
     "cp.async.wait_all",
     "griddepcontrol.wait",
+    "tcgen05.fence::before_thread_sync",
+    "tcgen05.fence::after_thread_sync",
+    "tcgen05.wait::ld",
+    "tcgen05.wait::st",
+    "tcgen05.commit",
 )
 
 

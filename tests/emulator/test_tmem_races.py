@@ -261,6 +261,34 @@ def test_no_false_report(name):
     run(FAIR, NONE[name])
 
 
+CLUSTER_BARRIER = "barrier.cluster.arrive.aligned;\nbarrier.cluster.wait.aligned;\n"
+# Of both CTAs' columns, issued by the first.
+PAIR_PRODUCT = """
+mov.u32 %r12, %cluster_ctarank;
+setp.eq.u32 %p7, %r12, 0;
+and.pred %p7, %p7, %p0;
+mov.b32 %r13, {pair};
+mov.b32 %r14, 3;
+@%p7 tcgen05.mma.cta_group::2.kind::f16 [%r8], %rd1, %rd1, %r13, %p4;
+@%p7 tcgen05.commit.cta_group::2.mbarrier::arrive::one.shared::cluster.multicast::cluster.b64 [%r1+1024], %r14;
+""".replace("{pair}", str(WIDE + (8 << 24)))
+
+
+@pytest.mark.parametrize(
+    "before, instruction, after",
+    [
+        (CLUSTER_BARRIER, AFTER, PAIR_PRODUCT + WAIT + AFTER + LOAD + LOADED),
+        (AFTER + CLUSTER_BARRIER + AFTER + PAIR_PRODUCT, WAIT, AFTER + LOAD + LOADED + WAIT.replace("LOOP", "LATER")),
+        (AFTER + CLUSTER_BARRIER + AFTER + PAIR_PRODUCT + WAIT, AFTER, LOAD + LOADED),
+    ],
+    ids=["the other CTA's allocation", "wait", "fence after"],
+)
+def test_a_pair(before, instruction, after):
+    run(FAIR, before + instruction + after, grid=2, cluster=2)
+    with pytest.raises(RuntimeError, match="race on tensor memory.*"):
+        run(FAIR, before + after, grid=2, cluster=2)
+
+
 @pytest.mark.parametrize(
     "body, reason",
     [

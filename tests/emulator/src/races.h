@@ -9,10 +9,9 @@
 //   bulk stores of a warp   likewise
 //   products of a warpgroup four shares: a warp that has waited knows its own; each begins after what the four warps
 //                           knew at its issue
-//   tensor work of a warp   products and copies of tcgen05, of each lane: known to who has waited for an mbarrier that
-//   a
-//                           later commit of the lane arrived at; each begins after what its issuer knew. (A commit
-//                           says nothing of what its thread itself has read or written.)
+//   tensor work of a warp   products and copies of tcgen05, of each lane: known to who has waited for an mbarrier at
+//                           which a later commit of the lane has arrived; each begins after what its issuer knew. (A
+//                           commit says nothing of what its thread itself has read or written.)
 //   transactions of an      TMA, bulk copies, st.async: known to who has waited for the mbarrier's phase; each begins
 //   mbarrier                after what its issuer knew
 //
