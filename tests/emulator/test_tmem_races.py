@@ -91,6 +91,8 @@ def second(block):
     return by("!%p3", block)
 
 
+THREAD_1 = "setp.eq.u32 %p7, %r0, 1;\n"
+
 # name: (what comes before, the instruction in question, what comes after)
 PAIRS = {
     "a load of what one has stored": (AFTER + first(STORE), WAIT_ST, first(LOAD) + LOADED),
@@ -173,6 +175,11 @@ PAIRS = {
         AFTER,
         (NEXT_PRODUCT + SECOND_COMMIT).replace("%p0", "%p1") + SECOND_WAIT + COMMIT + WAIT + END,
     ),
+    "products of two threads of a warp": (
+        AFTER + PRODUCT + COMMIT + BEFORE,
+        BARRIER,
+        AFTER + THREAD_1 + (PRODUCT + SECOND_COMMIT).replace("%p0", "%p7") + WAIT + SECOND_WAIT + END,
+    ),
     "what another warp has allocated": ("", AFTER, second(STORE) + STORED),
     "the end of what is stored: wait": (AFTER + first(STORE), WAIT_ST, END + WAIT_ST),
     "the end of what is stored: fence before": (AFTER + first(STORE) + WAIT_ST, BEFORE, "bar.sync 0;\n"),
@@ -221,6 +228,9 @@ VAIN = {
     ),
     "a commit before the product": AFTER + COMMIT + PRODUCT + WAIT + AFTER + LOAD + LOADED,
     "another thread's commit": AFTER + PRODUCT + BARRIER + COMMIT.replace("%p0", "%p1") + WAIT + AFTER + LOAD + LOADED,
+    "the commit of another thread of the warp": (
+        AFTER + PRODUCT + BARRIER + THREAD_1 + COMMIT.replace("%p0", "%p7") + WAIT + AFTER + LOAD + LOADED
+    ),
     "an arrival that is no commit": (
         AFTER + PRODUCT + BEFORE + "@%p0 mbarrier.arrive.shared.b64 _, [%r1+1024];\n" + WAIT + AFTER + LOAD + LOADED
     ),
@@ -246,6 +256,13 @@ NONE = {
         AFTER + first(STORE + WAIT_ST + BEFORE + "bar.warp.sync -1;\n"
                       + by("%p5", "mbarrier.arrive.shared.b64 _, [%r1+1040];\n"))
         + WAIT.replace("1024", "1040") + AFTER + second(LOAD) + LOADED
+    ),
+    "lane by lane": (
+        AFTER + "shl.b32 %r11, %r2, 3;\nadd.u32 %r11, %r11, %r1;\n"
+        + "@%p2 mbarrier.init.shared.b64 [%r11+4096], 1;\n" + BARRIER
+        + by("%p2", STORE + WAIT_ST + BEFORE + "mbarrier.arrive.shared.b64 _, [%r11+4096];\n")
+        + "shr.u32 %r12, %r0, 5;\nsetp.eq.u32 %p7, %r12, 4;\n"
+        + by("%p7", WAIT.replace("%r1+1024", "%r11+4096") + AFTER + LOAD + WAIT_LD) + END
     ),
     "by way of a third, who needs no fences": (
         AFTER + by("%p2", STORE + WAIT_ST + BEFORE + "bar.sync 2, 64;\n")
