@@ -87,6 +87,20 @@ def make_plan(inputs, **options):
     return inputs.plan(dsa_ext.plan_sparse_mla_decode, **options)
 
 
+def crowd(case, device):
+    """The case with so many requests that a GPU has no multiprocessors to spare for teams (csrc/.../sm90/team.cuh)."""
+    if device != "cuda":
+        return case
+    multiprocessors = torch.cuda.get_device_properties("cuda").multi_processor_count
+    return replace(case, batch=multiprocessors // (2 * case.s_q * -(-case.h_q // 64)) + 1)
+
+
+@pytest.fixture(autouse=True)
+def few_multiprocessors(multiprocessors):
+    """As crowd(), on an emulated device: too few for teams of three requests or more. They share CTAs, and are cut."""
+    multiprocessors(5)
+
+
 def nans(results):
     return tuple(torch.full_like(r, math.nan) for r in results)
 
@@ -101,16 +115,27 @@ def test_matches_reference(case, device):
     verify(results, inputs, bf16_weights=case.scales == "range" or None)
 
 
-@pytest.mark.parametrize("ctas, h_q, format", [(2, 64, "v32"), (3, 128, "bf16"), (4, 100, "v32"), (8, 64, "v4")])
-def test_few_queries_for_each_multiprocessor(ctas, h_q, format, device, multiprocessors):
+# (Two teams share the value columns of a query.)
+@pytest.mark.parametrize(
+    "ctas, teams, h_q, format",
+    [
+        (2, 1, 64, "v32"),
+        (3, 1, 128, "bf16"),
+        (4, 1, 16, "bf16"),
+        (4, 2, 100, "v32"),
+        (8, 1, 64, "v4"),
+        (16, 2, 9, "v4"),
+    ],
+)
+def test_few_queries_for_each_multiprocessor(ctas, teams, h_q, format, device, multiprocessors):
     """As many CTAs as there are for each head block of a query may share its keys, where all can work at once."""
     head_blocks, queries = -(-h_q // 64), 1
     if device == "cuda":
-        queries = multiprocessors() // (head_blocks * ctas) - 1  # (clusters leave some multiprocessors unused)
+        queries = multiprocessors() // (head_blocks * ctas * teams) - 1  # (clusters leave some multiprocessors unused)
     else:
-        multiprocessors(head_blocks * ctas)
+        multiprocessors(head_blocks * ctas * teams)
     # Keys for all CTAs but the last ones; then hardly any, and lengths of all kinds.
-    options = {"batch": max(queries, 1), "h_q": h_q, "format": format, "slots": 1500}
+    options = {"batch": max(queries, 1), "h_q": h_q, "format": format, "slots": 3000}
     for case in (
         Case(**options, topk=128 * ctas + 70, attn_sink="edge"),
         Case(**options, topk=128 * ctas, **TRICKY, **EXTRA),
@@ -224,7 +249,7 @@ def test_hostile_numbers(device):
 @pytest.mark.parametrize("format", FORMATS)
 def test_same_every_time(h_q, format, device):
     case = Case(h_q=h_q, format=format, batch=9, s_q=2, topk=1000, slots=1500, **EXTRA, **TRICKY)
-    inputs = make_inputs(case if device == "cuda" else replace(case, batch=2, topk=100), device)
+    inputs = make_inputs(crowd(case, device) if device == "cuda" else replace(case, batch=3, topk=100), device)
     plans = (None, make_plan(inputs), make_plan(inputs, batch_invariant=True))
     for plan in plans:
         expected = run(inputs, plan=plan)
@@ -259,6 +284,7 @@ def test_chunks_of_a_batch_invariant_plan(h_q, device):
 @pytest.mark.parametrize("case", FEW, ids=by_id)
 def test_plan_of_the_layers_of_a_step(case, device):
     """One plan for calls that differ in everything but sizes and lengths."""
+    case = crowd(case, device)
     first = make_inputs(case, device)
     plan = make_plan(first)
     lengths = {"topk_length": first.topk_length, "extra_topk_length": first.extra_topk_length}
@@ -268,7 +294,7 @@ def test_plan_of_the_layers_of_a_step(case, device):
 
 
 def test_lengths_of_requests_are_those_of_their_tokens(device):
-    case = Case(batch=5, s_q=3, h_q=64, topk_length="random", length_a="request", extra_topk=90)
+    case = crowd(Case(batch=5, s_q=3, h_q=64, topk_length="random", length_a="request", extra_topk=90), device)
     inputs = make_inputs(replace(case, extra_topk_length="random"), device)
     expand = lambda length: length[:, None].expand(-1, 3)  # noqa: E731
     each = replace(inputs, topk_length=expand(inputs.topk_length), extra_topk_length=expand(inputs.extra_topk_length))

@@ -9,7 +9,7 @@ from decode_cases import FORMATS, DecodeInputs, make_inputs, random_cache
 from decode_cases import DecodeCase as Case
 from decode_oracle import verify
 from oracle import same_bits
-from test_sparse_mla_decode import EXTRA, make_plan, nans, run
+from test_sparse_mla_decode import CASES, EXTRA, by_id, crowd, make_plan, nans, run
 
 import dsa_ext
 
@@ -27,6 +27,13 @@ def full_case(h_q, **options):
 def copy_into(destination, source, names=("q", "kv_cache", "idx", *DecodeInputs.OPTIONAL)):
     for name in names:
         getattr(destination, name).copy_(getattr(source, name))
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if c.batch <= 13], ids=by_id)
+def test_many_requests_match_reference(case):
+    """The cases of test_matches_reference without teams."""
+    inputs = make_inputs(crowd(case, "cuda"), "cuda")
+    verify(run(inputs), inputs, bf16_weights=case.scales == "range" or None)
 
 
 # --- CUDA graphs

@@ -123,7 +123,7 @@ __global__ void __launch_bounds__(kDecodeThreads, 1)
 template <class Format, int kHeads>
 cudaError_t launch(SparseMlaDecodeParams const& p, cudaStream_t stream) {
   return launch_decode(sparse_mla_decode_few_heads<Format, kHeads>, sizeof(SharedStorage<Format, kHeads>), kHeads,
-                       kHeads, 1, p, stream);
+                       kHeads, p, shape_of(p), Team{}, stream);
 }
 
 }  // namespace dsa::sm90::decode_few_heads

@@ -6,8 +6,8 @@
 // that come back late (docs/design-notes.md has the figures). Small batches are bound by the latency of one pass
 // through the code.
 //
-// A CTA has a part of the plan's line, or, where the device has two to eight CTAs for each query, a share of one
-// query's keys in a team (team.cuh).
+// A CTA has a part of the plan's line, or, where there are few queries for the device, a share of one query's keys in a
+// team (team.cuh).
 #pragma once
 
 #include <cutlass/arch/reg_reconfig.h>
@@ -28,21 +28,22 @@ constexpr int kConsumerRegisters = 192, kProducerRegisters = 64;
 
 // A warp's arrival for what it has written, a thread's where there are copies.
 constexpr int kWritten = kProducerWarps, kCopied = kProducerWarps * 33;
-template <class Format>
-using Config = heads64::Config<Format::kHeadDim, Format::kNope == 0 ? kCopied : kWritten, kCopied, 128, true>;
+template <class Format, int kColumnCtas>
+using Config =
+    heads64::Config<Format::kHeadDim, Format::kNope == 0 ? kCopied : kWritten, kCopied, 128, true, kColumnCtas>;
 
-template <class Format>
-struct SharedStorage : Config<Format>::SharedStorage {
+template <class Format, int kColumnCtas>
+struct SharedStorage : Config<Format, kColumnCtas>::SharedStorage {
   KeyWalk walks[kProducerWarps];
   BatchRows<Format> batches[kProducerWarps];
   TeamBarriers team;
 };
 // What comes from the team goes into the key buffers, and where there is none after them, over the probabilities.
-template <class Format>
+template <class Config>
 constexpr bool kInboxFits =
-    sizeof(TeamInbox) <= sizeof(Config<Format>::SharedStorage::k) + sizeof(Config<Format>::SharedStorage::p);
-static_assert(kInboxFits<KvV32> && kInboxFits<KvV4> && kInboxFits<KvBf16>);
-static_assert(sizeof(SharedStorage<KvV32>) <= 227 * 1024 && sizeof(SharedStorage<KvV4>) <= 227 * 1024);
+    sizeof(TeamInbox<Config>) <= sizeof(Config::SharedStorage::k) + sizeof(Config::SharedStorage::p);
+static_assert(kInboxFits<Config<KvV32, 1>> && kInboxFits<Config<KvV4, 1>> && kInboxFits<Config<KvBf16, 1>>);
+static_assert(sizeof(SharedStorage<KvV32, 1>) <= 227 * 1024 && sizeof(SharedStorage<KvV4, 1>) <= 227 * 1024);
 
 // A producer warp's walk lies in shared memory: registers are scarce, and it is looked at once in a few blocks.
 class Walk {
@@ -102,17 +103,18 @@ struct Sink {
   __device__ __forceinline__ uint32_t buffer() const { return block % 2; }
 };
 
-template <class Format, bool kTeam>
+template <class Format, bool kTeam, int kColumnCtas>
 __global__ void __launch_bounds__(kDecodeThreads, 1)
     sparse_mla_decode_heads64(__grid_constant__ DecodeParams const params, __grid_constant__ TensorMaps const maps) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
-  using Config = Config<Format>;
+  using Config = Config<Format, kColumnCtas>;
+  using Shared = SharedStorage<Format, kColumnCtas>;
   extern __shared__ __align__(1024) uint8_t raw[];
-  auto& smem = *reinterpret_cast<SharedStorage<Format>*>(raw);
-  using Work = std::conditional_t<kTeam, TeamWork<SharedStorage<Format>>, DecodeWork>;
+  auto& smem = *reinterpret_cast<Shared*>(raw);
+  using Work = std::conditional_t<kTeam, TeamWork<Config, Shared>, DecodeWork>;
   if (threadIdx.x == 0) {
     Config::init_barriers(smem);
-    if constexpr (kTeam) smem.team.init(params.team);
+    if constexpr (kTeam) smem.team.init(params.team, TeamInbox<Config>::bytes(params));
   }
   if constexpr (kTeam) {
     cluster_arrive();
@@ -121,8 +123,7 @@ __global__ void __launch_bounds__(kDecodeThreads, 1)
     __syncthreads();
   }
 
-  DecodeRange const range =
-      look_up_after_grid_before([&] { return DecodeWork::range<true>(params, DecodeWork::part_of(params)); });
+  DecodeRange const range = Work::range_after_grid_before(params);
   launch_dependent_grids();  // not earlier: combine.cu looks at the plan as soon as it starts
 
   int const warpgroup = __shfl_sync(~0u, threadIdx.x / 128, 0);
@@ -140,36 +141,64 @@ __global__ void __launch_bounds__(kDecodeThreads, 1)
 #endif
 }
 
-// CTAs that share the keys of a query: as many as the device has for each, if all can run at once and few are left
-// over. What a device takes is asked once.
 template <class Format>
-int team_size(SparseMlaDecodeParams const& p, int device, int sms) {
-  DecodeShape const shape = shape_of(p);
-  if (p.batch_invariant || shape.queries == 0) return 1;
-  int const room = sms / shape.head_blocks() / shape.queries;
-  int size = 1;
-  while (size * 2 <= room) size *= 2;
-  if (size == 1 || size > kLargestTeam || size > shape.most_units()) return 1;
+auto* team_kernel(int column_ctas) {
+  return column_ctas == 1 ? sparse_mla_decode_heads64<Format, true, 1> : sparse_mla_decode_heads64<Format, true, 2>;
+}
 
+// How many such teams a device can run at once. It is asked once; one that knows no such clusters runs none.
+template <class Format>
+int most_teams(Team const& team, int device) {
   constexpr int kDevices = 64;
-  static std::atomic<int> most_teams[kDevices][kLargestTeam + 1];  // and one more, so that 0 is not known yet
-  if (device >= kDevices) return 1;
-  int teams = most_teams[device][size];
-  if (teams == 0) {
-    if (max_clusters(sparse_mla_decode_heads64<Format, true>, size, sizeof(SharedStorage<Format>), &teams)) return 1;
-    most_teams[device][size] = ++teams;
+  static std::atomic<int> most[kDevices][kLargestTeam + 1][3];  // and one more, so that 0 is not known yet
+  if (device >= kDevices) return 0;
+  std::atomic<int>& known = most[device][team.ctas][team.column_ctas];
+  if (known == 0) {
+    int teams = 0;
+    auto* const kernel = team_kernel<Format>(team.column_ctas);
+    if (max_clusters(kernel, team.ctas, sizeof(SharedStorage<Format, 1>), &teams))
+      static_cast<void>(cudaGetLastError());
+    known = teams + 1;
   }
-  return shape.queries * shape.head_blocks() < teams ? size : 1;
+  return known - 1;
+}
+
+// The team that a call's queries get: the largest of which all can run at once, unless parts, each as long as a unit or
+// two, take less time.
+template <class Format>
+Team team_for(SparseMlaDecodeParams const& p) {
+  int device = 0, sms = 0;
+  DecodeShape const shape = team_shape(p);
+  if (p.batch_invariant || cudaGetDevice(&device) ||
+      cudaDeviceGetAttribute(&sms, cudaDevAttrMultiProcessorCount, device))
+    return {};
+  int const tiles = shape.queries * shape.head_blocks(), units = shape.most_units();
+  if (tiles == 0 || tiles > sms) return {};
+  // Parts that another kernel adds up take, in the end, about two units' time more than a team does.
+  int const units_of_parts = int((int64_t(units) * tiles + sms - 1) / sms);
+  for (int ctas = kLargestTeam; ctas > 1; ctas /= 2) {
+    if (ctas > units || (units + ctas - 1) / ctas > units_of_parts + 2) continue;
+    // (Sixteen with all columns: there eight with half of them each are faster.)
+    for (int column_ctas = 2; column_ctas > ctas / kLargestTeam; --column_ctas) {
+      Team const team{ctas, column_ctas};
+      if (tiles * column_ctas * ctas <= sms && tiles * column_ctas <= most_teams<Format>(team, device)) return team;
+    }
+  }
+  return {};
+}
+
+template <class Format>
+cudaError_t launch_team(SparseMlaDecodeParams const& p, Team const& team, cudaStream_t stream) {
+  return launch_decode(team_kernel<Format>(team.column_ctas), sizeof(SharedStorage<Format, 1>), heads64::kBlockH,
+                       heads64::kBlockH / 4, p, team_shape(p), team, stream);
 }
 
 template <class Format>
 cudaError_t launch(SparseMlaDecodeParams const& p, cudaStream_t stream) {
-  int device = 0, sms = 0;
-  if (cudaError_t e = cudaGetDevice(&device)) return e;
-  if (cudaError_t e = cudaDeviceGetAttribute(&sms, cudaDevAttrMultiProcessorCount, device)) return e;
-  int const team = team_size<Format>(p, device, sms);
-  return launch_decode(team > 1 ? sparse_mla_decode_heads64<Format, true> : sparse_mla_decode_heads64<Format, false>,
-                       sizeof(SharedStorage<Format>), heads64::kBlockH, heads64::kBlockH / 4, team, p, stream);
+  Team const team = team_for<Format>(p);
+  if (team.ctas > 1) return launch_team<Format>(p, team, stream);
+  return launch_decode(sparse_mla_decode_heads64<Format, false, 1>, sizeof(SharedStorage<Format, 1>), heads64::kBlockH,
+                       heads64::kBlockH / 4, p, shape_of(p), team, stream);
 }
 
 }  // namespace dsa::sm90::decode_heads64

@@ -30,11 +30,15 @@ class KeyWalk {
   }
 
  private:
-  static constexpr int kFinished = -1, kFirst = -1;
+  static constexpr int kFinished = -1, kFirst = -1, kTileDone = -2;
 
   __device__ __forceinline__ void open_run(DecodeParams const& params) {
+    if (block_ == kTileDone && ends_with_query() && !params.batch_invariant) {
+      blocks_ = kFinished;  // without a look at lengths, for which the first loads of indices would wait
+      return;
+    }
     DecodeWork work(params, 0, 0, left_);  // (which part does not matter here)
-    if (block_ != kFirst && block_ == work.tile().end_block) {
+    if (block_ == kTileDone) {
       work.advance();
       block_ = kFirst;
     }
@@ -54,7 +58,12 @@ class KeyWalk {
             (second ? tile.length[1] : tile.length[0]) - begin, int(second)};
     int const end = second ? tile.end_block : min(tile.end_block, first_blocks);
     blocks_ = end - block_;
-    block_ = end;
+    block_ = end == tile.end_block ? kTileDone : end;
+  }
+
+  // Whether what is left of the part is of one query.
+  __device__ __forceinline__ bool ends_with_query() const {
+    return left_.begin.query + (left_.end.unit == 0) >= left_.end.query;
   }
 
   __device__ __forceinline__ static int64_t offset(DecodeTile const& tile, KvSelection const& keys) {
@@ -63,7 +72,7 @@ class KeyWalk {
 
   KeyBlock run_;        // its next block
   int blocks_ = 0;      // that it has left
-  int block_ = kFirst;  // where the next run begins, among its query's blocks
+  int block_ = kFirst;  // where the next run begins, among its query's blocks, or the tile's end
   DecodeRange left_;    // of the part, from the run's tile on
 };
 

@@ -10,11 +10,29 @@ namespace dsa::sm90 {
 inline DecodeShape shape_of(SparseMlaDecodeParams const& p) {
   return {p.batch * p.s_q, p.h_q, {p.keys[0].topk, p.keys[1].topk}};
 }
+// Teams (team.cuh) take few heads as if they were 64. They need no plan, whose parts would be others.
+inline DecodeShape team_shape(SparseMlaDecodeParams const& p) {
+  DecodeShape shape = shape_of(p);
+  if (shape.few_heads()) shape.h_q = 64;
+  return shape;
+}
+
+// CTAs that share a query's keys, and teams that share the value columns. 1: there is no team.
+struct Team {
+  int ctas = 1, column_ctas = 1;
+};
+
+template <class Kernel>
+cudaError_t allow(Kernel* kernel, int shared_bytes, int cluster) {
+  if (cluster > 8)
+    if (cudaError_t e = cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1)) return e;
+  return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes);
+}
 
 // How many clusters of so many CTAs of the kernel can run at once.
 template <class Kernel>
 cudaError_t max_clusters(Kernel* kernel, int size, int shared_bytes, int* clusters) {
-  if (cudaError_t e = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes)) return e;
+  if (cudaError_t e = allow(kernel, shared_bytes, size)) return e;
   cudaLaunchAttribute attribute{};
   attribute.id = cudaLaunchAttributeClusterDimension;
   attribute.val.clusterDim = {unsigned(size), 1, 1};
@@ -27,22 +45,22 @@ cudaError_t max_clusters(Kernel* kernel, int size, int shared_bytes, int* cluste
   return cudaOccupancyMaxActiveClusters(clusters, kernel, &config);
 }
 
-// Starts a persistent kernel, a CTA for each head block of a part, or for two parts where there are few heads; or, with
-// a team, one of as many CTAs for each head block of a query.
+// Starts a persistent kernel: a CTA for each head block of a part, or for two parts where there are few heads; or, with
+// a team, for each head block of a query as many CTAs as it has.
 template <class Kernel>
-cudaError_t launch_decode(Kernel* kernel, int shared_bytes, int tile_heads, int out_heads, int team,
-                          SparseMlaDecodeParams const& p, cudaStream_t stream) {
+cudaError_t launch_decode(Kernel* kernel, int shared_bytes, int tile_heads, int out_heads,
+                          SparseMlaDecodeParams const& p, DecodeShape const& shape, Team const& team,
+                          cudaStream_t stream) {
   int device = 0, sms = 0;
   if (cudaError_t e = cudaGetDevice(&device)) return e;
   if (cudaError_t e = cudaDeviceGetAttribute(&sms, cudaDevAttrMultiProcessorCount, device)) return e;
-  DecodeShape const shape = shape_of(p);
-  DecodeParams const params{p, shape, shape.parts(sms), team};
+  DecodeParams const params{p, shape, shape.parts(sms), team.ctas, team.column_ctas};
   TensorMaps maps;
   if (cudaError_t e = encode_maps(maps, p, tile_heads, out_heads)) return e;
-  if (cudaError_t e = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes)) return e;
-  if (team > 1) {
-    return launch_early(kernel, {shape.queries * shape.head_blocks() * team, kDecodeThreads, team}, shared_bytes,
-                        stream, params, maps);
+  if (cudaError_t e = allow(kernel, shared_bytes, team.ctas)) return e;
+  if (team.ctas > 1) {
+    int const ctas = shape.queries * shape.head_blocks() * team.column_ctas * team.ctas;
+    return launch_early(kernel, {ctas, kDecodeThreads, team.ctas}, shared_bytes, stream, params, maps);
   }
   int const ctas = shape.few_heads() ? params.parts / 2 : params.parts * shape.head_blocks();
   if (cudaError_t e = launch_early(kernel, {ctas, kDecodeThreads}, shared_bytes, stream, params, maps)) return e;

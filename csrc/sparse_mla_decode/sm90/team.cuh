@@ -1,10 +1,12 @@
 // A query's keys spread over the CTAs of a cluster, its team, for 64 heads: they add up their outputs through shared
-// memory. That takes about as long as one pair of key blocks, and saves a second kernel; but clusters of more than two
-// leave some SMs unused (an H200 holds 30 of four). Other queries' parts go through global memory, to combine.cu.
+// memory, instead of writing parts of a query for a second kernel. Clusters of more than two leave some SMs unused (an
+// H200 holds 66 of two, 30 of four, 15 of eight, 7 of sixteen). Where there is room two teams have half of the value
+// columns each, and all scores: half of the values to multiply, and half as much to send.
 //
-// Each CTA of the team finishes an equal share of the columns. At the end of its keys it sends every other's share of
-// its output there, divided by its own sum, as the threads hold it, and adds up what comes in the order of the ranks:
-// the same bits on every launch. The key buffers take what comes:
+// Each CTA of the team finishes an equal share of each warp's columns. At the end of its keys it sends every other's
+// share of its output there, divided by its own sum, as the threads hold it, and adds up what comes in the order of the
+// ranks: the same bits on every launch. Warps send to the CTAs in different orders (turn_): if all went to the same one
+// at once, sending would take twice as long. Warps without a head send nothing. The key buffers take what comes:
 //
 //   barrier    arrives                                            waits
 //   ready      4 warps of both consumers of all CTAs, when they   consumers, before they send
@@ -20,16 +22,21 @@
 
 namespace dsa::sm90 {
 
-// What comes from the team: vectors of four floats [rank][consumer][a share of its 32][thread], and each rank's lse in
-// base 2.
+// What comes from the team: vectors of four floats [rank][consumer][a share of a thread's][thread], and each rank's lse
+// in base 2.
+template <class Config>
 struct TeamInbox {
-  static constexpr int kVectors = heads64::kBlockH * heads64::kHalfV / (128 * 4);  // of a consumer, a thread
+  static constexpr int kVectors = heads64::kBlockH * Config::kOwnV / (128 * 4);  // of a consumer's thread
 
   float4 part[2 * kVectors * 128];
   float lse[kLargestTeam][heads64::kBlockH];
 
-  static __device__ __forceinline__ uint32_t bytes(uint32_t team) {
-    return sizeof(part) + team * uint32_t(sizeof(lse[0]));
+  static __device__ __forceinline__ uint32_t bytes(DecodeParams const& p) {
+    return (uint32_t(sizeof(part)) + p.team * uint32_t(sizeof(lse[0]))) / 4 * warps_with_heads(p);
+  }
+  // Of a consumer's four, each of which has 16 heads.
+  static __device__ __forceinline__ int warps_with_heads(DecodeParams const& p) {
+    return min((p.h_q - DecodeWork::head_of(p) + 15) / 16, 4);
   }
 };
 
@@ -37,36 +44,47 @@ struct TeamBarriers {
   Barrier ready, received;
 
   // By one thread, before the team meets.
-  __device__ __forceinline__ void init(uint32_t team) {
+  __device__ __forceinline__ void init(uint32_t team, uint32_t inbox_bytes) {
     ready.init(team * 8);
     received.init(1);
     cutlass::arch::fence_barrier_init();
-    received.arrive_and_expect_tx(TeamInbox::bytes(team));
+    received.arrive_and_expect_tx(inbox_bytes);
   }
 };
 
 // One thread of a consumer: rows r and r + 8 of its warp's 16, two columns of every eight.
-template <class Shared, int kTeam>
+template <class Config, class Shared, int kTeam>
 class TeamSum {
  public:
   __device__ __forceinline__ TeamSum(Shared& smem, int me, int lane, int warp)
-      : smem_(smem), me_(me), lane_(lane), warp_(warp), thread_(warp * 32 + lane), rank_(cluster_rank()) {}
+      : smem_(smem),
+        me_(me),
+        lane_(lane),
+        warp_(warp),
+        thread_(warp * 32 + lane),
+        rank_(cluster_rank()),
+        turn_((me * 4 + warp) % kTeam) {}
+
+  // No product of this CTA reads its key buffers any more. (Only products have, where the others will write, and the
+  // warp's lanes have met where they waited for those.)
+  __device__ __forceinline__ void give_key_buffers() {
+    if (lane_ < kTeam) arrive_remotely(remote_address(&smem_.team.ready, lane_));
+  }
 
   template <class TensorO>
   __device__ __forceinline__ void send(heads64::RowStats const& stats, TensorO const& rO) {
-    // Only products read where the others will write, and the warp's lanes have met where they waited for those.
-    if (lane_ < kTeam) arrive_remotely(remote_address(&smem_.team.ready, lane_));
     wait_for_remote(smem_.team.ready, 0);
     float scale[2];
     CUTE_UNROLL
     for (int r = 0; r < 2; ++r) scale[r] = stats.sum[r] == 0.f ? 0.f : 1.f / stats.sum[r];
     CUTE_UNROLL
-    for (int to = 0; to < kTeam; ++to) {
+    for (int share = 0; share < kTeam; ++share) {
+      int const to = share ^ turn_;
       uint32_t const barrier = remote_address(&smem_.team.received, to);
       uint32_t const vectors = remote_address(part(rank_), to);
       CUTE_UNROLL
       for (int v = 0; v < kShare; ++v) {
-        int const i = (to * kShare + v) * 4;
+        int const i = (share * kShare + v) * 4;
         store_remotely(vectors + v * 128 * 16,
                        make_float4(rO(i) * scale[0], rO(i + 1) * scale[0], rO(i + 2) * scale[1], rO(i + 3) * scale[1]),
                        barrier);
@@ -103,12 +121,12 @@ class TeamSum {
       int const head = first_head + row(r);
       float const sink = p.attn_sink != nullptr && head < p.h_q ? p.attn_sink[head] : negative_infinity();
       scale[r] = output_scale(sum[r], reference[r], sink);
-      if (rank_ == 0 && me_ == heads64::kOdd && lane_ % 4 == 0 && head < p.h_q)
+      if (rank_ == 0 && p.column_cta() == 0 && me_ == heads64::kOdd && lane_ % 4 == 0 && head < p.h_q)
         p.lse[int64_t(query) * p.h_q + head] = natural_lse(sum[r], reference[r]);
     }
+    int const column = me_ * heads64::kHalfV + p.column_cta() * Config::kOwnV + (int(rank_) ^ turn_) * kShare * 8;
     auto* const out = static_cast<__nv_bfloat16*>(p.out) + query / p.s_q * p.out_stride_batch +
-                      query % p.s_q * p.out_stride_token + first_head * p.out_stride_head + me_ * heads64::kHalfV +
-                      int(rank_) * kShare * 8 + lane_ % 4 * 2;
+                      query % p.s_q * p.out_stride_token + first_head * p.out_stride_head + column + lane_ % 4 * 2;
     CUTE_UNROLL
     for (int v = 0; v < kShare; ++v) {
       float acc[4] = {};
@@ -129,9 +147,11 @@ class TeamSum {
   }
 
  private:
-  static constexpr int kShare = TeamInbox::kVectors / kTeam;
+  using Inbox = TeamInbox<Config>;
+  static constexpr int kShare = Inbox::kVectors / kTeam;
+  static_assert(kShare > 0);
 
-  __device__ __forceinline__ TeamInbox& inbox() const { return *reinterpret_cast<TeamInbox*>(smem_.k); }
+  __device__ __forceinline__ Inbox& inbox() const { return *reinterpret_cast<Inbox*>(smem_.k); }
   // This thread's first vector of what one rank sends.
   __device__ __forceinline__ float4* part(int from) const {
     return inbox().part + (from * 2 + me_) * kShare * 128 + thread_;
@@ -141,24 +161,39 @@ class TeamSum {
   Shared& smem_;
   int const me_, lane_, warp_, thread_;
   uint32_t const rank_;
+  int const turn_;  // of a warp's shares of columns CTA r finishes number r ^ turn_
 };
 
 // The work of a CTA of a team: one tile.
-template <class Shared>
+template <class Config, class Shared>
 struct TeamWork : DecodeWork {
   static constexpr bool kTeam = true;
   using DecodeWork::DecodeWork;
+
+  // Shares are equal, so that the last ones may have units without keys.
+  static __device__ __forceinline__ DecodeRange range_after_grid_before(DecodeParams const& p) {
+    int const query = part_of(p), batch = query / p.s_q, token = query % p.s_q, rank = blockIdx.x % p.team;
+    wait_for_grid_before();
+    int const units = p.shape.units(p.length(p.keys[0], batch, token), p.length(p.keys[1], batch, token));
+    int const each = (units + p.team - 1) >> (31 - __clz(p.team));  // a power of two
+    return {{query, rank * each}, {query, (rank + 1) * each}};
+  }
 
   template <class TensorO>
   static __device__ __forceinline__ void write_tile(DecodeParams const& p, DecodeTile const&,
                                                     heads64::RowStats const& stats, TensorO const& rO, void* smem,
                                                     int me, int lane, int warp) {
     auto const with = [&](auto team) {
-      TeamSum<Shared, decltype(team)::value> sum(*static_cast<Shared*>(smem), me, lane, warp);
+      TeamSum<Config, Shared, decltype(team)::value> sum(*static_cast<Shared*>(smem), me, lane, warp);
+      sum.give_key_buffers();
+      if (warp >= TeamInbox<Config>::warps_with_heads(p)) return;
       sum.send(stats, rO);
       sum.finish(p);
     };
-    p.team == 2 ? with(Int<2>{}) : p.team == 4 ? with(Int<4>{}) : with(Int<kLargestTeam>{});
+    p.team == 2   ? with(Int<2>{})
+    : p.team == 4 ? with(Int<4>{})
+    : p.team == 8 ? with(Int<8>{})
+                  : with(Int<kLargestTeam>{});
   }
 };
 

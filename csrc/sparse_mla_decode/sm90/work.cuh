@@ -12,13 +12,17 @@ static_assert(kBlockK == kDecodeBlock);
 // Two consumer warpgroups, and two that produce: conversion takes many instructions, and loads in flight registers.
 constexpr int kProducerWarps = 8, kDecodeThreads = 2 * 128 + kProducerWarps * 32;
 
-// CTAs that may share a query's keys as a cluster (team.cuh): 2, 4 or 8.
-constexpr int kLargestTeam = 8;
+// CTAs that may share a query's keys as a cluster (team.cuh): 2, 4, 8 or 16.
+constexpr int kLargestTeam = 16;
 
 struct DecodeParams : SparseMlaDecodeParams {
   DecodeShape shape;
   int parts;
-  int team;  // CTAs that share a query's keys; 1: the plan says who has which
+  int team;         // CTAs that share a query's keys; 1: the plan says who has which
+  int column_ctas;  // CTAs (or teams) that share the value columns
+
+  // Which of those this is.
+  __device__ __forceinline__ int column_cta() const { return blockIdx.x / team % column_ctas; }
 
   __device__ __forceinline__ static int length(KvSelection const& s, int batch, int token) {
     if (s.length == nullptr) return s.topk;
@@ -49,10 +53,10 @@ class DecodeWork {
   __device__ __forceinline__ DecodeWork(Params const& params, int consumer, DecodeRange const& range)
       : DecodeWork(params, part_of(consumer), 0, range) {}
   static __device__ __forceinline__ int part_of(Params const& params) {
-    return blockIdx.x / (params.team * params.shape.head_blocks());
+    return blockIdx.x / (params.team * params.column_ctas * params.shape.head_blocks());
   }
   static __device__ __forceinline__ int head_of(Params const& params) {
-    return blockIdx.x / params.team % params.shape.head_blocks() * 64;
+    return blockIdx.x / (params.team * params.column_ctas) % params.shape.head_blocks() * 64;
   }
   static __device__ __forceinline__ int part_of(int consumer) { return blockIdx.x + consumer * gridDim.x; }
   static __device__ __forceinline__ DecodeRange range_of(Params const& params, int consumer) {
@@ -63,10 +67,13 @@ class DecodeWork {
       : params_(params), part_(part), head_(head), at_(left.begin), end_(left.end) {
     open();
   }
+  // Of this CTA, once the kernel before has ended.
+  static __device__ __forceinline__ DecodeRange range_after_grid_before(Params const& params) {
+    return look_up_after_grid_before([&] { return range<true>(params, part_of(params)); });
+  }
   // All of a part.
   template <bool kPastL1 = false>
   static __device__ __forceinline__ DecodeRange range(Params const& params, int part) {
-    if (params.team > 1) return share(params, part);
     if (part >= params.parts) return {};
     DecodeRange r = part_range<kPastL1>(params.plan, params.shape, part, params.parts);
     if (params.batch_invariant) {
@@ -128,15 +135,6 @@ class DecodeWork {
   }
 
  private:
-  // Of a query, what a CTA of its team has: shares are equal, so that the last ones may have units without keys.
-  static __device__ __forceinline__ DecodeRange share(Params const& params, int query) {
-    int const batch = query / params.s_q, token = query % params.s_q, rank = blockIdx.x % params.team;
-    int const units =
-        params.shape.units(Params::length(params.keys[0], batch, token), Params::length(params.keys[1], batch, token));
-    int const each = (units + params.team - 1) / params.team;
-    return {{query, rank * each}, {query, (rank + 1) * each}};
-  }
-
   // Reads the query's lengths. A chunk past its last one is not worked on: combine.cu knows nothing of it.
   __device__ __forceinline__ void open() {
     for (; !done(); at_ = {at_.query + 1, 0}) {

@@ -7,7 +7,7 @@
 namespace dsa::sm90::heads64 {
 
 constexpr int kBlockH = 64;                     // heads a tile: rows of both products
-constexpr int kHalfV = kDV / 2;                 // value columns that one consumer accumulates
+constexpr int kHalfV = kDV / 2;                 // value columns of one consumer
 constexpr int kHalfTiles = kHalfV / kTileCols;  // their tiles
 
 // Which consumer does what. Key blocks come in pairs, one per consumer for Q K^T; each adds both blocks of the pair to
@@ -22,9 +22,10 @@ using TileLayout = decltype(tile_to_shape(GMMA::Layout_K_SW128_Atom<bf16>{}, Sha
 // Adjacent tiles as one operand of Q K^T.
 template <int kCols>
 using ScoreLayout = decltype(tile_to_shape(GMMA::Layout_K_SW128_Atom<bf16>{}, Shape<_64, Int<kCols>>{}));
-// The same bytes of four tiles, read as value columns [256] x keys [64].
+// The same bytes of such tiles, read as value columns x keys [64].
+template <int kCols>
 using ValueLayout =
-    decltype(tile_to_shape(GMMA::Layout_MN_SW128_Atom<bf16>{}, Shape<Int<kHalfV>, _64>{}, Step<_2, _1>{}));
+    decltype(tile_to_shape(GMMA::Layout_MN_SW128_Atom<bf16>{}, Shape<Int<kCols>, _64>{}, Step<_2, _1>{}));
 
 using MmaQK = decltype(make_tiled_mma(SM90_64x64x16_F32BF16BF16_SS<GMMA::Major::K, GMMA::Major::K>{}));
 // P V, with so many value columns an instruction. 256 are 5 % faster than 128, but ptxas takes an instruction with as
@@ -44,13 +45,17 @@ struct ValueProducts<128> {
 
 // kLeftArrivals, kRightArrivals: a producer's on a full barrier, for a half of a block. kKeysAreLate_: the producer is
 // the slower side, and gets a half of the even block back before the odd probabilities are done, not after.
-template <int kDQk_, int kLeftArrivals_, int kRightArrivals_, int kValueColumns, bool kKeysAreLate_>
+// kColumnCtas_: CTAs that have all of a tile's scores, and of each consumer's value columns a share.
+template <int kDQk_, int kLeftArrivals_, int kRightArrivals_, int kValueColumns, bool kKeysAreLate_,
+          int kColumnCtas_ = 1>
 struct Config {
   static_assert(kDQk_ == 576 || kDQk_ == 512);
   static constexpr int kDQk = kDQk_;
   static constexpr int kLeftArrivals = kLeftArrivals_, kRightArrivals = kRightArrivals_;
   static constexpr int kTiles = kDQk / kTileCols;
   static constexpr bool kKeysAreLate = kKeysAreLate_;
+  static constexpr int kColumnCtas = kColumnCtas_;
+  static constexpr int kOwnV = kHalfV / kColumnCtas;  // value columns that a consumer accumulates
   using MmaPV = decltype(make_tiled_mma(typename ValueProducts<kValueColumns>::FromRegisters{}));
   using MmaPVShared = decltype(make_tiled_mma(typename ValueProducts<kValueColumns>::FromShared{}));
   static constexpr uint32_t kQBytes = kBlockH * kDQk * sizeof(bf16);

@@ -37,7 +37,7 @@ struct Consumer {
   using Shared = typename Config::SharedStorage;
   using MmaPV = typename Config::MmaPV;
   using MmaPVShared = typename Config::MmaPVShared;
-  using FragO = decltype(partition_fragment_C(MmaPV{}, Shape<Int<kBlockH>, Int<kHalfV>>{}));
+  using FragO = decltype(partition_fragment_C(MmaPV{}, Shape<Int<kBlockH>, Int<Config::kOwnV>>{}));
   using FragS = decltype(partition_fragment_C(MmaQK{}, Shape<Int<kBlockH>, Int<kBlockK>>{}));
   using FragP = decltype(make_tensor<bf16>(partition_shape_A(MmaPV{}, Shape<Int<kBlockH>, Int<kBlockK>>{})));
 
@@ -149,7 +149,9 @@ struct Consumer {
 
  private:
   __device__ __forceinline__ auto values(int buffer, int half) const {
-    return make_tensor(make_smem_ptr(opaque(smem.k[buffer]) + half * kHalfTiles * kTileElements), ValueLayout{});
+    int column = half * kHalfV;
+    if constexpr (Config::kColumnCtas > 1) column += params.column_cta() * Config::kOwnV;
+    return make_tensor(make_smem_ptr(opaque(smem.k[buffer]) + column * kBlockK), ValueLayout<Config::kOwnV>{});
   }
 };
 

@@ -1,9 +1,16 @@
 // The kernel for few heads as an implementation of the op.
 #include <cuda_runtime_api.h>
 
-#include "sparse_mla_decode/op.h"
+#include "sparse_mla_decode/sm90/launch.h"
 
 namespace dsa::sm90 {
+namespace decode_heads64 {
+template <class Format>
+Team team_for(SparseMlaDecodeParams const&);
+template <class Format>
+cudaError_t launch_team(SparseMlaDecodeParams const&, Team const&, cudaStream_t);
+}  // namespace decode_heads64
+
 namespace decode_few_heads {
 template <class Format, int kHeads>
 cudaError_t launch(SparseMlaDecodeParams const&, cudaStream_t);
@@ -18,6 +25,9 @@ char const* why_unsupported(KvFormat, int h_q) { return h_q > 16 ? "more than 16
 
 template <class Format>
 cudaError_t run_format(SparseMlaDecodeParams const& p, cudaStream_t s) {
+  // Few queries: to have no second kernel is worth more than to have no empty heads.
+  Team const team = decode_heads64::team_for<Format>(p);
+  if (team.ctas >= 4) return decode_heads64::launch_team<Format>(p, team, s);
   return p.h_q <= 8 ? launch<Format, 8>(p, s) : launch<Format, 16>(p, s);
 }
 
