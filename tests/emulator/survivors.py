@@ -79,6 +79,27 @@ SURVIVORS = (
         source=r"sparse_mla_decode/sm90/producer\.cuh:126 ",
     ),
     Survivor(
+        "Bytes may land before they are announced, as the phase lasts until lane 0 has announced them and arrived. "
+        "Without it the compiler makes three copies of the loop.",
+        kernel="PagedIndexerKeys",
+        instruction=r"bar\.warp\.sync",
+        source=r"indexer_logits/loaders\.cuh:126 ",
+    ),
+    Survivor(
+        "Serves instances with several queries, whose ranges lanes write. This one has one query: lane 0 writes its "
+        "range and arrives, and copies of weights arrive on their own.",
+        kernel="Config<64, 128, 64>",
+        instruction=r"bar\.warp\.sync",
+        source=r"indexer_logits/sm90/producer\.cuh:55 ",
+    ),
+    Survivor(
+        "Lanes have parted, and the arrival behind it is an aligned one. The emulator waits for them there; the device "
+        "does so only while the compiler has them meet.",
+        kernel="topk_kernel<.*true>",
+        instruction=r"bar\.warp\.sync",
+        source=r"topk/team\.cuh:31 ",
+    ),
+    Survivor(
         "No tensor memory changes hands: it is new, and its address goes through shared memory.",
         instruction=r"tcgen05\.fence",
         source=r"decode/sm100/kernel\.cuh:(58|62)|sm100/pair/kernel\.cuh:(46|49)|sm100/heads64/kernel\.cuh:(39|41)",
