@@ -28,6 +28,8 @@ namespace {
 
 std::vector<std::pair<std::string, std::string>> allowed_races;
 
+bool writes_plainly(Access x) { return x == Access::kWrite || x == Access::kRewrite || x == Access::kAsyncWrite; }
+
 }  // namespace
 
 void allow_race(std::string first, std::string second) { allowed_races.emplace_back(first, second); }
@@ -40,10 +42,6 @@ bool Races::allowed(Stamp const& before, Stamp const& now) const {
              place_in_code(now).find(texts.second) != std::string::npos;
     });
   return known->second;
-}
-
-bool Races::writes_plainly(Access x) {
-  return x == Access::kWrite || x == Access::kRewrite || x == Access::kAsyncWrite;
 }
 
 bool Races::conflict(Access a, Access b) {  // a came first

@@ -175,7 +175,6 @@ class Races {
   static bool ordered(Stamp const& before, Issuer const& now);
   void visit(u32 rank, Stamp const& stamp);
   std::string place_in_code(Stamp const& stamp) const;
-  static bool writes_plainly(Access x);
   static bool conflict(Access a, Access b);
   void check(u32 address, Stamp const& before, Stamp const& now, std::vector<Issuer> const& issuers) const;
   void access(u32 address, u32 bytes, Stamp stamp, std::vector<Issuer> const& issuers);
