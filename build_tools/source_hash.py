@@ -5,6 +5,9 @@ and a check run from a checkout lists the rows whose sources have changed since.
 """
 
 import hashlib
+import os
+import re
+from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -18,17 +21,17 @@ OPS = {
     "indexer_quant": ("indexer_quant",),
     "indexer_logits": ("indexer_logits",),
 }
-SHARED = ("csrc/common", "csrc/arch", "csrc/attention", "csrc/bindings.cpp")
 BUILD = ("build_tools/flags.py", "build_tools/find_cutlass.py")  # flags, pinned headers
-SUFFIXES = {".cpp", ".cu", ".cuh", ".h"}
+UNITS = {".cpp", ".cu"}  # what is compiled; headers count where a unit includes them, however indirectly
+INCLUDE = re.compile(r'^\s*#\s*include\s*"([^"]+)"', re.M)
 UNMEASURED = "sm100"  # folders of kernels of which no row has been measured: that they change makes no row stale
 
 
 def source_hash(op: str, root: Path = ROOT) -> str:
     """Twelve hex digits of the sha256 over the paths and contents of the op's files."""
     digest = hashlib.sha256()
-    for path in _files(op, root):
-        name, content = path.relative_to(root).as_posix().encode(), path.read_bytes()
+    for path in files(op, root):
+        name, content = path.as_posix().encode(), (root / path).read_bytes()
         digest.update(b"%d %s %d\n" % (len(name), name, len(content)))
         digest.update(content)
     return digest.hexdigest()[:12]
@@ -38,12 +41,22 @@ def source_hashes(root: Path = ROOT) -> dict[str, str]:
     return {op: source_hash(op, root) for op in OPS}
 
 
-def _files(op: str, root: Path) -> list[Path]:
-    files = [root / name for name in BUILD]
-    for name in (*SHARED, *(f"csrc/{folder}" for folder in OPS[op])):
-        path = root / name
-        files += [path] if path.is_file() else [p for p in path.rglob("*") if p.suffix in SUFFIXES]
-    return sorted(p for p in files if UNMEASURED not in p.relative_to(root).parts)
+def files(op: str, root: Path = ROOT) -> list[Path]:
+    """Relative to the root. bindings.cpp, which names the ops of all, is nobody's."""
+    csrc = root / "csrc"
+    new = {p for folder in OPS[op] for p in (csrc / folder).rglob("*") if p.suffix in UNITS}
+    found = set()
+    while new:
+        found |= {p for p in new if UNMEASURED not in p.relative_to(csrc).parts}
+        new = {header for path in new & found for header in _included(path, csrc)} - found
+    return sorted([*map(Path, BUILD), *(Path("csrc") / p.relative_to(csrc) for p in found)])
+
+
+def _included(path: Path, csrc: Path) -> Iterator[Path]:
+    """Files of csrc/ that `path` itself includes: beside it, or named from csrc/. Others are CUTLASS's or generated."""
+    for name in INCLUDE.findall(path.read_text(encoding="utf-8")):
+        places = (Path(os.path.normpath(folder / name)) for folder in (path.parent, csrc))
+        yield from [p for p in places if p.is_file()][:1]
 
 
 if __name__ == "__main__":

@@ -1,5 +1,4 @@
-// The fill warps: -inf into what lies outside of a block's tiles. Within them, whoever computes an
-// element writes it.
+// The fill warps: -inf into what lies outside of a block's tiles. Within them, whoever computes an element writes it.
 #pragma once
 
 #include <cuda_bf16.h>

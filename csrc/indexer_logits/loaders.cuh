@@ -123,7 +123,7 @@ struct PagedLoader {
       smem.valid[stage] = valid;
       full.arrive_and_expect_tx(Config::kTileBytes);
     }
-    __syncwarp();
+    __syncwarp();  // so that the loop is not unrolled; boxes may land before they are announced
     if (lane < boxes)
       cute::SM90_TMA_LOAD_3D::copy(
           &map, reinterpret_cast<uint64_t*>(&full), static_cast<uint64_t>(cute::TMA::CacheHintSm90::EVICT_NORMAL),

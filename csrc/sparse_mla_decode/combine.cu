@@ -140,6 +140,8 @@ __global__ void __launch_bounds__(kThreads, kCtas) combine_cut_queries(__grid_co
   launch_dependent_grids();
   extern __shared__ DecodeCut cuts[];
   int* const leads = reinterpret_cast<int*>(cuts + p.parts + 1);
+  // Before the wait, the plan alone is read. It is complete: the attention kernels let this one start when they have
+  // waited for the plan's kernel themselves.
   int const count = find_cut_queries(p, cuts, leads);
   wait_for_grid_before();
   int const step = heads_at_once(count, p.h_q), steps = (p.h_q + step - 1) / step;

@@ -52,7 +52,8 @@ __device__ __forceinline__ void count(SharedStorage& s, bool takes_part, uint32_
 }
 
 // Searches from the top and leaves the bins zero. Returns how many there are in all: `found` has a meaning if these are
-// `need` or more, and need >= 1. What was counted before a barrier is seen.
+// `need` or more, and need >= 1. What was counted before a barrier is seen; the bins may be used again at once, as a
+// barrier comes behind the zeros, but a barrier has to come before the next search.
 __device__ __forceinline__ uint32_t find_bin(SharedStorage& s, uint32_t need, Found& found) {
   constexpr int kEach = kBins / kThreads;
   int const first = kBins - (int(threadIdx.x) + 1) * kEach;

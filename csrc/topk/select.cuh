@@ -119,9 +119,7 @@ __device__ __forceinline__ uint64_t select(SharedStorage& s, uint32_t k, Order<F
       __syncthreads();
       return s.cut;
     }
-    __syncthreads();
     cut = find_cut(s, k, order);
-    __syncthreads();
   }
   mark_from(s, order, cut, 0);
   return cut;

@@ -218,6 +218,9 @@ def _topk() -> Iterator[MutationCase]:
                 make = partial(_topk_call, values, rows, columns, dtype, 1000 if values == "misleading" else 2048)
                 yield MutationCase("topk_indices", kernel, make, multiprocessors)
         yield MutationCase("topk_indices", alone, partial(_topk_call, "special", 2, 3001, dtype, 500))
+        # A cluster of 8, whose lists are full while more of the row is on its way.
+        full = partial(_topk_call, "equal", 1, 140012, dtype, 2048)
+        yield MutationCase("topk_indices", clusters, full, multiprocessors=16)
 
 
 def _topk_call(values: str, rows: int, columns: int, dtype: torch.dtype, k: int) -> Call:

@@ -41,6 +41,26 @@ SURVIVORS = (
         source=r"indexer_logits/sm90/consumer\.cuh:120 ",
     ),
     Survivor(
+        "Bytes may land before they are announced, as the phase lasts until lane 0 has announced them and arrived. "
+        "Without it the compiler makes three copies of the loop.",
+        instruction=r"bar\.warp\.sync",
+        source=r"indexer_logits/loaders\.cuh:126 .*indexer_logits/sm90/producer\.cuh",
+    ),
+    Survivor(
+        "Serves instances with several queries, whose ranges lanes write. This one has one query: lane 0 writes its "
+        "range and arrives, and copies of weights arrive on their own.",
+        kernel="Config<64, 128, 64>",
+        instruction=r"bar\.warp\.sync",
+        source=r"indexer_logits/sm90/producer\.cuh:55 ",
+    ),
+    Survivor(
+        "Lanes have parted, and the arrival behind it is an aligned one. The emulator waits for them there; the device "
+        "does so only while the compiler has them meet.",
+        kernel="topk_kernel<.*true>",
+        instruction=r"bar\.warp\.sync",
+        source=r"topk/team\.cuh:31 ",
+    ),
+    Survivor(
         "PTX asks for none between products of one shape on the same accumulators. ptxas does, where a loop that waits "
         "comes between: it puts one there and says so (C7519).",
         instruction=r"wgmma\.fence",

@@ -1,10 +1,13 @@
 """The emulator's happens-before checker: of two kernels that differ in one instruction the one is right, the other a
 race, whatever the schedule made of it."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from tests.emulator.control import FAIR, SKEWED, Run, emulator_alone
+from tests.emulator.golden import emulated, tma
 
 FRAME = """
 .version 9.0
@@ -169,6 +172,14 @@ PAIRS = {
 }
 
 
+# The other CTA writes and ends. An exit lets a barrier complete, but says nothing of what came before it.
+PAIRS["a CTA that ends"] = (
+    PAIRS["another CTA's memory"][0].rpartition("st.shared")[0]
+    + "setp.eq.u32 %p4, %r6, 1;\n@%p4 bra LEADER;\nst.shared::cluster.u32 [%r7], %r0;",
+    "barrier.cluster.arrive.aligned;",
+    "ret;\nLEADER:\nbarrier.cluster.arrive.aligned;\nbarrier.cluster.wait.aligned;\nld.shared.u32 %r9, [%r3];",
+    {"grid": 2, "cluster": 2},
+)
 PAIRS["another CTA's end"] = (
     PAIRS["another CTA's memory"][0].replace("st.shared", "ld.shared").replace("[%r7], %r0", "%r9, [%r7]"),
     "barrier.cluster.arrive.aligned;\nbarrier.cluster.wait.aligned;",
@@ -201,8 +212,12 @@ BULK_STORE = (
     "@%p0 cp.async.bulk.wait_group 0;"
 )
 FIRST_WARP = "setp.lt.u32 %p4, %r0, 32;\n"
+BULK_COPY = (
+    "@%p0 mbarrier.arrive.expect_tx.shared.b64 _, [%r1+1024], 16;\n"
+    "@%p0 cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%r1], [%rd0], 16, [%r1+1024];\n" + WAIT
+)
 
-# name: (what writes, and what tells of it; the fence that is needed; what comes before a product or a bulk store)
+# name: (what comes first, and what tells of it; the fence that is needed; what the async proxy does)
 FENCES = {
     "the writer's": (STORE, "@%p0 " + FENCE, "bar.sync 0;" + PRODUCT),
     "all readers'": (STORE + "\nbar.sync 0;", FENCE, PRODUCT),
@@ -215,6 +230,23 @@ FENCES = {
         PRODUCT,
     ),
     "of a bulk store": (STORE, "@%p0 " + FENCE, BULK_STORE),
+    "a bulk copy over what was stored": (BARRIERS.format(count=1) + STORE, "@%p0 " + FENCE, BULK_COPY),
+    "a bulk copy over a copy": (BARRIERS.format(count=1) + COPY + "\ncp.async.wait_all;", "@%p0 " + FENCE, BULK_COPY),
+    "a bulk copy over others' stores": (
+        BARRIERS.format(count=1) + "@%p1 st.shared.u32 [%r1], 1;\nbar.sync 0;",
+        "@%p0 " + FENCE,
+        BULK_COPY,
+    ),
+    "a bulk copy over an atomic operation": (
+        BARRIERS.format(count=1) + "atom.shared.add.u32 %r9, [%r1], 1;\nbar.sync 0;",
+        "@%p0 " + FENCE,
+        BULK_COPY,
+    ),
+    "a bulk copy over what was read": (
+        BARRIERS.format(count=1) + "ld.shared.u32 %r9, [%r1];",
+        FENCE,
+        "bar.sync 0;" + BULK_COPY,
+    ),
     "of a copy to tensor memory": (ALLOCATE + STORE_ROW, FENCE, "bar.sync 0;" + TENSOR_COPY + WAIT + FREE),
 }
 
@@ -226,6 +258,32 @@ def test_a_proxy_fence_orders(name):
     run(FAIR, "\n".join((before, fence, after, WAIT_FOR_PRODUCT)), **options)
     with pytest.raises(RuntimeError, match="proxy fence"):
         run(FAIR, "\n".join((before, after, WAIT_FOR_PRODUCT)), **options)
+
+
+def test_a_proxy_fence_orders_tma():
+    box = tma.load("a box over what was stored", tma.INSIDE[0])
+    ptx = box.ptx.replace(FENCE, f"st.shared.b32 [%window + {tma.DATA}], %window;\n{FENCE}")
+    emulator = emulator_alone()
+    emulator.configure(Run("test", races=True))
+    emulated.run(emulator, replace(box, ptx=ptx))
+    with pytest.raises(RuntimeError, match="no proxy fence orders"):
+        emulated.run(emulator, replace(box, ptx=ptx.replace(FENCE, "")))
+
+
+UNFENCED = {
+    "a bulk copy over another": BULK_COPY
+    + "bar.sync 0;\n"
+    + BULK_COPY.replace("LOOP", "AGAIN").replace("[%r1+1024], 0;", "[%r1+1024], 1;"),
+    "an asynchronous store over an ordinary one": STORE
+    + "@%p0 mbarrier.arrive.expect_tx.shared.b64 _, [%r1+1024], 4;\n"
+    "@%p0 st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.b32 [%r1], %r0, [%r1+1024];\n" + WAIT,
+    "what a bulk copy brought": BULK_COPY + "ld.shared.u32 %r9, [%r1];\n" + PRODUCT + WAIT_FOR_PRODUCT,
+}
+
+
+@pytest.mark.parametrize("name", UNFENCED)
+def test_no_proxy_fence_is_needed(name):
+    run(FAIR, BARRIERS.format(count=1) + UNFENCED[name], proxy_fences=True, threads=128)
 
 
 # Fences that are there, in vain: the check without clocks, for want of the barriers' numbers, takes the second.

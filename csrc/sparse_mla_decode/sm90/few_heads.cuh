@@ -106,7 +106,7 @@ __global__ void __launch_bounds__(kDecodeThreads, 1)
   if (threadIdx.x == 0) Config::init_barriers(smem);
   __syncthreads();
   wait_for_grid_before();
-  launch_dependent_grids();
+  launch_dependent_grids();  // not earlier: combine.cu looks at the plan as soon as it starts
 
   int const warpgroup = __shfl_sync(~0u, threadIdx.x / 128, 0);
   if (warpgroup < 2) {

@@ -26,7 +26,7 @@ void load_bulk(Warp& w, Instruction const& i, u32 mask) {
     require_16(to, from, bytes);
     u8 const* const source = global_memory(from, bytes, i.text.c_str());
     Cta* const cta = w.cta;
-    if (Races* const r = races(w)) r->write_by_transaction(w, l, to, bytes, barrier);
+    if (Races* const r = races(w)) r->write_by_transaction(w, l, to, bytes, barrier, Access::kAsyncWrite);
     complete_copy(*cta->cluster, true, [=] {
       std::memcpy(shared_memory(*cta, to, bytes), source, bytes);
       mbarrier_update(*cta, barrier, 0, -i64(bytes));
@@ -80,7 +80,7 @@ void store_async(Warp& w, Instruction const& i, u32 mask) {
       std::memcpy(&data[n * i.bytes], &value, i.bytes);
     }
     Cta* const cta = w.cta;
-    if (Races* const r = races(w)) r->write_by_transaction(w, l, to, bytes, barrier);
+    if (Races* const r = races(w)) r->write_by_transaction(w, l, to, bytes, barrier, Access::kWrite);
     complete_copy(*cta->cluster, true, [=] {
       std::memcpy(shared_memory(*cta, to, bytes), data.data(), bytes);
       mbarrier_update(*cta, barrier, 0, -i64(bytes));

@@ -28,6 +28,8 @@ namespace {
 
 std::vector<std::pair<std::string, std::string>> allowed_races;
 
+bool writes_plainly(Access x) { return x == Access::kWrite || x == Access::kRewrite || x == Access::kAsyncWrite; }
+
 }  // namespace
 
 void allow_race(std::string first, std::string second) { allowed_races.emplace_back(first, second); }
@@ -45,7 +47,7 @@ bool Races::allowed(Stamp const& before, Stamp const& now) const {
 bool Races::conflict(Access a, Access b) {  // a came first
   auto const reads = [](Access x) { return x == Access::kRead || x == Access::kStrongRead; };
   auto const strong = [](Access x) { return x == Access::kAtomic || x == Access::kStrongRead; };
-  bool const again = b == Access::kRewrite && (a == Access::kWrite || a == Access::kRewrite);
+  bool const again = b == Access::kRewrite && writes_plainly(a);
   return !again && !(reads(a) && reads(b)) && !(strong(a) && strong(b));
 }
 
@@ -65,11 +67,13 @@ void Races::check(u32 address, Stamp const& before, Stamp const& now, std::vecto
   }
 }
 
-// The async proxy reads what the generic one wrote.
+// The async proxy comes to what the generic one has accessed.
 bool Races::lacks_fence(Stamp const& before, Stamp const& now, Clock const& known) const {
-  Kind const reader = agents_[now.agent].kind, writer = agents_[before.agent].kind;
-  return settings.proxy_fences && (reader == kProducts || reader == kBulkStores || reader == kTensor) &&
-         (writer == kThreads || writer == kCopies) && !known.covers_fenced(before.agent, before.lanes, before.time);
+  Kind const second = agents_[now.agent].kind, first = agents_[before.agent].kind;
+  bool const by_async_proxy =
+      second == kProducts || second == kBulkStores || second == kTensor || now.kind == Access::kAsyncWrite;
+  return settings.proxy_fences && by_async_proxy && (first == kThreads || first == kCopies) &&
+         !known.covers_fenced(before.agent, before.lanes, before.time);
 }
 
 std::string Races::place_in_code(i32 pc) const {
@@ -102,7 +106,7 @@ void Races::end_cta(Cta const& cta) {
 }
 
 std::string Races::describe(Stamp const& s) const {
-  constexpr char const* kVerbs[] = {"a read", "a strong read", "a write", "a write", "an atomic access"};
+  constexpr char const* kVerbs[] = {"a read", "a strong read", "a write", "a write", "a write", "an atomic access"};
   Agent const& agent = agents_[s.agent];
   std::string const cta = cluster_.ctas.size() > 1 ? " of CTA " + std::to_string(agent.cta) : "";
   std::string const number = std::to_string(agent.number);
@@ -166,7 +170,7 @@ void Races::access(u32 address, u32 bytes, Stamp stamp, std::vector<Issuer> cons
       Stamp const& r = n == 0 ? word.first_reader : more_[rank][at].stamps[n - 1];
       if ((r.bytes & stamp.bytes) && conflict(r.kind, stamp.kind)) check(rank << 24 | at * kWord, r, stamp, issuers);
     }
-    if (stamp.kind != Access::kWrite && stamp.kind != Access::kRewrite) {
+    if (!writes_plainly(stamp.kind)) {
       add_reader(word, more_[rank][at], stamp, issuers);
       continue;
     }
@@ -212,10 +216,10 @@ void Races::write_by_copy(Warp& w, int lane, u32 address, u32 bytes) {
   access(address, bytes, {o.issued - 1, 1u << lane, w.group().pc, o.agent, 0, Access::kWrite}, one_);
 }
 
-void Races::write_by_transaction(Warp& w, int lane, u32 address, u32 bytes, u32 mbarrier) {
+void Races::write_by_transaction(Warp& w, int lane, u32 address, u32 bytes, u32 mbarrier, Access kind) {
   Mbarrier const& m = mbarrier_at(mbarrier);
   use_mbarrier(w, lane, mbarrier);
-  access(address, bytes, {m.phase, 1, w.group().pc, m.agent, 0, Access::kWrite}, one_);
+  access(address, bytes, {m.phase, 1, w.group().pc, m.agent, 0, kind}, one_);
 }
 
 void Races::begin_bulk_store(Warp& w, int lane) {

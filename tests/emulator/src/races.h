@@ -17,7 +17,8 @@
 //
 // What products, copies to tensor memory and bulk stores read through the async proxy, and threads or cp.async wrote,
 // also needs a proxy fence on the way (settings.proxy_fences): of a thread to which the write is complete, before the
-// reader's issue.
+// reader's issue. So does what TMA and bulk copies write, once threads or cp.async have written or read it. (st.async
+// is of the generic proxy.)
 //
 // A CTA may not end before what others do in its memory, nor before commits have arrived there: somebody waits for
 // them.
@@ -39,8 +40,8 @@ namespace emu {
 
 // Strong: volatile, relaxed and so on. Atomic operations and strong accesses (a strong write is kAtomic) do not race
 // with each other; nor do they order anything here. kRewrite: of the value that is there, which does not race with the
-// write that left it, whichever came first.
-enum class Access : u8 { kRead, kStrongRead, kWrite, kRewrite, kAtomic };
+// write that left it, whichever came first. kAsyncWrite: through the async proxy.
+enum class Access : u8 { kRead, kStrongRead, kWrite, kRewrite, kAsyncWrite, kAtomic };
 
 // Accesses whose sources have these texts in them may race: the first one came first.
 void allow_race(std::string first, std::string second);
@@ -61,7 +62,6 @@ class Races {
   void fence_proxies(Warp& w, u32 lanes);
   Clock& named_barrier(Cta const& cta, u32 number) { return named_[cta.rank * kNamedBarriers + number]; }
 
-  // Who exits has arrived.
   void arrive_at_cluster(Warp& w, u32 lanes) { release(w, lanes, cluster_barrier_.arrived); }
   void end_cluster_phase();
   void pass_cluster(Warp& w) { acquire(w, w.alive, cluster_barrier_.passed); }
@@ -80,7 +80,7 @@ class Races {
   enum Kind : u8 { kThreads, kCopies, kBulkStores, kProducts, kTensor, kTransactions, kTmemLoads, kTmemStores };
   void begin_operations(Warp& w, Kind kind) { ++operations(w, kind).issued; }  // goes before an instruction's accesses
   void write_by_copy(Warp& w, int lane, u32 address, u32 bytes);
-  void write_by_transaction(Warp& w, int lane, u32 address, u32 bytes, u32 mbarrier);
+  void write_by_transaction(Warp& w, int lane, u32 address, u32 bytes, u32 mbarrier, Access kind);
   void commit(Warp& w, u32 lanes, Kind kind);
   void wait(Warp& w, u32 lanes, Kind kind, u32 newest_left);
   void wait_all(Warp& w, u32 lanes, Kind kind);

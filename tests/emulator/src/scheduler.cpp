@@ -41,7 +41,6 @@ void wake(Warp& w) {
 }
 
 void exit_lanes(Warp& w, u32 lanes) {
-  if (Races* const r = races(w); r && w.cta->cluster->ctas.size() > 1) r->arrive_at_cluster(w, lanes);
   w.alive &= ~lanes;
   w.group().mask &= ~lanes;
   // Those who waited for the lanes look again.

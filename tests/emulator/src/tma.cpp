@@ -63,7 +63,7 @@ void load_box(Warp& w, int lane, TensorMap const& map, u32 to, Coordinates const
   auto const copy = [&](u64 from, u32 valid, u32 offset) {
     u32 const address = swizzled(to + offset, map.swizzle);
     u8* const place = shared_memory(cta, address, map.element_bytes);
-    if (races_here) races_here->write_by_transaction(w, lane, address, map.element_bytes, barrier);
+    if (races_here) races_here->write_by_transaction(w, lane, address, map.element_bytes, barrier, Access::kAsyncWrite);
     if (valid)
       std::memcpy(place, global_memory(from, valid, "TMA load"), valid);
     else
