@@ -63,10 +63,14 @@ DECODE_CASES = [
     )
 ] + [
     DecodeCase(h_q=24, topk=1, batch=2, page_size=1),
-    # with 132 SMs clusters of 2, 4 and 8
+    # with 132 SMs teams of 2, 4 and 8, and two of 16
     DecodeCase(h_q=64, topk=300, slots=400, batch=40, **DECODE_TRICKY),
     DecodeCase(h_q=64, format="v4", topk=600, slots=700, batch=20),
     DecodeCase(h_q=128, format="bf16", topk=1100, slots=1200, batch=7, **DECODE_TRICKY),
+    DecodeCase(h_q=9, topk=2000, slots=2100, batch=3, **DECODE_TRICKY),
+    # too many requests for teams: parts of requests
+    DecodeCase(h_q=128, topk=300, slots=400, batch=40, **DECODE_TRICKY),
+    DecodeCase(h_q=16, format="v4", topk=300, slots=400, batch=40, **DECODE_TRICKY),
     DecodeCase(h_q=100, topk=65, batch=1),
     DecodeCase(h_q=64, topk=700, slots=800, batch=1, **EXTRA),
     DecodeCase(h_q=16, topk=700, slots=800, batch=1, **EXTRA),

@@ -83,16 +83,16 @@ def _prefill_call(case: SparseMlaFwdCase) -> Call:
 def _decode() -> Iterator[MutationCase]:
     for format, cpp in (("v32", "KvV32"), ("v4", "KvV4"), ("bf16", "KvBf16")):
         for h_q in (64, 16, 8):
-            name = f"decode_heads64<{cpp},false>" if h_q == 64 else f"decode_few_heads<{cpp},{h_q}>"
+            name = f"decode_heads64<{cpp},false,1>" if h_q == 64 else f"decode_few_heads<{cpp},{h_q}>"
             for more in ({"topk": 270, "batch": 3, **EXTRA}, {"topk": 65, "batch": 7 if h_q == 64 else 13}):
                 case = DecodeCase(h_q=h_q, format=format, slots=600, page_size=53, **more, **HOSTILE)
                 yield MutationCase("sparse_mla_decode", name, partial(_decode_call, case))
-        # All multiprocessors for one query: a cluster of two, of four, and of eight.
-        for multiprocessors in (2, 4, 8):
-            sizes = {"batch": 1, "topk": 128 * multiprocessors + 70, "slots": 1500}
-            case = DecodeCase(h_q=64, format=format, **sizes, **(HOSTILE | {"topk_length": None}))
+        # All multiprocessors for one query: a team of two, of four, and of eight; two of two, and of sixteen.
+        for ctas, teams, h_q in ((2, 1, 64), (4, 1, 64), (8, 1, 64), (2, 2, 64), (16, 2, 40)):
+            sizes = {"batch": 1, "topk": 128 * ctas + 70, "slots": 3000}
+            case = DecodeCase(h_q=h_q, format=format, **sizes, **(HOSTILE | {"topk_length": None}))
             call = partial(_decode_call, case)
-            yield MutationCase("sparse_mla_decode", f"decode_heads64<{cpp},true>", call, multiprocessors)
+            yield MutationCase("sparse_mla_decode", f"decode_heads64<{cpp},true,{teams}>", call, ctas * teams)
 
 
 def _decode_on_blackwell() -> Iterator[MutationCase]:

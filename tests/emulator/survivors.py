@@ -81,7 +81,7 @@ SURVIVORS = (
     ),
     Survivor(
         "Serves CTAs with several tiles: a team's have one, and after its last pair of blocks no keys come.",
-        kernel=r"decode_heads64<.*true>",
+        kernel=r"decode_heads64<.*true,",
         instruction=r"wgmma\.(commit|wait)_group|mbarrier\.arrive",
         source=r"even_consumer\.cuh:7[456] < \S+/even_consumer\.cuh:40 |heads64/even_consumer\.cuh:41 ",
     ),

@@ -4,4 +4,4 @@ namespace dsa::sm90::decode_heads64 {
 template Team team_for<KvV32>(SparseMlaDecodeParams const&);
 template cudaError_t launch_team<KvV32>(SparseMlaDecodeParams const&, Team const&, cudaStream_t);
 template cudaError_t launch<KvV32>(SparseMlaDecodeParams const&, cudaStream_t);
-}
+}  // namespace dsa::sm90::decode_heads64
