@@ -87,12 +87,19 @@ def _decode() -> Iterator[MutationCase]:
             for more in ({"topk": 270, "batch": 3, **EXTRA}, {"topk": 65, "batch": 7 if h_q == 64 else 13}):
                 case = DecodeCase(h_q=h_q, format=format, slots=600, page_size=53, **more, **HOSTILE)
                 yield MutationCase("sparse_mla_decode", name, partial(_decode_call, case))
-        # All multiprocessors for one query: a team of two, of four, and of eight; two of two, and of sixteen.
-        for ctas, teams, h_q in ((2, 1, 64), (4, 1, 64), (8, 1, 64), (2, 2, 64), (16, 2, 40)):
-            sizes = {"batch": 1, "topk": 128 * ctas + 70, "slots": 3000}
-            case = DecodeCase(h_q=h_q, format=format, **sizes, **(HOSTILE | {"topk_length": None}))
-            call = partial(_decode_call, case)
-            yield MutationCase("sparse_mla_decode", f"decode_heads64<{cpp},true,{teams}>", call, ctas * teams)
+        # All multiprocessors for one query: a team of every size, or two. (Of sixteen CTAs there are always two.)
+        for teams, sizes in ((1, (2, 3, 4, 6, 8)), (2, (2, 3, 4, 6, 8, 16))):
+            for ctas in sizes:
+                case = DecodeCase(
+                    h_q=64 if ctas < 8 else 40,
+                    format=format,
+                    batch=1,
+                    topk=128 * ctas + 70,
+                    slots=3000,
+                    **(HOSTILE | {"topk_length": None}),
+                )
+                call = partial(_decode_call, case)
+                yield MutationCase("sparse_mla_decode", f"decode_heads64<{cpp},true,{teams}>", call, ctas * teams)
 
 
 def _decode_on_blackwell() -> Iterator[MutationCase]:

@@ -1,5 +1,5 @@
 // Sparse MLA decode on Hopper for up to 16 heads. attention/sm90/few_heads/consumer.cuh draws the pipeline;
-// producer.cuh fills its key tiles from a cache.
+// producer.cuh fills its key tiles from a cache. Few requests go to heads64.cuh, whose teams need no second kernel.
 #pragma once
 
 #include <cutlass/arch/reg_reconfig.h>

@@ -4,7 +4,7 @@
 //   5 to 8 blocks ahead    indices are loaded, of four blocks at a time
 //   1 to 4 blocks ahead    these blocks' rows are found
 //   a block ahead          a block's rows are fetched into L2, and its scales loaded into registers
-//   half a block ahead     codes are: kAhead tiles
+//   half to a block ahead  codes are: kAhead tiles
 //   then                   codes become bf16 in shared memory; RoPE columns, and all of a bf16 cache, are copied
 //
 // Walk: where the warp is in its work; fetch() and put() a cursor, whose next(params, block, consumer) gives the blocks

@@ -5,8 +5,8 @@
 //
 // Each CTA of the team finishes an equal share of each warp's columns. At the end of its keys it sends every other's
 // share of its output there, divided by its own sum, as the threads hold it, and adds up what comes in the order of the
-// ranks: the same bits on every launch. Warps send to the CTAs in different orders (turn_): if all went to the same one
-// at once, sending would take twice as long. Warps without a head send nothing. The key buffers take what comes:
+// ranks: the same bits on every launch. Warps send to the CTAs in different orders (first_cta): if all went to the same
+// one at once, sending would take twice as long. Warps without a head send nothing. Q and the key buffers make room:
 //
 //   barrier    arrives                                            waits
 //   ready      4 warps of both consumers of all CTAs, when they   consumers, before they send
@@ -22,21 +22,46 @@
 
 namespace dsa::sm90 {
 
-// What comes from the team: vectors of four floats [rank][consumer][a share of a thread's][thread], and each rank's lse
-// in base 2.
+// How a consumer's columns, as vectors of four floats of a thread, are shared by a team. The last share is the
+// smallest.
+template <class Config>
+struct TeamShares {
+  static constexpr int kVectors = heads64::kBlockH * Config::kOwnV / (128 * 4);
+
+  int team, each;
+
+  __device__ __forceinline__ constexpr explicit TeamShares(int team) : team(team), each((kVectors + team - 1) / team) {}
+
+  __device__ __forceinline__ constexpr int count(int share) const { return min(max(kVectors - share * each, 0), each); }
+  // Warps begin with different CTAs. Which one finishes a warp's share, and which share a CTA finishes.
+  static __device__ __forceinline__ int first_cta(int consumer, int warp, int team) {
+    return (consumer * 4 + warp) % team;
+  }
+  __device__ __forceinline__ int share_of(int rank, int first_cta) const {
+    return rank < first_cta ? rank - first_cta + team : rank - first_cta;
+  }
+};
+
+// What comes from the team: its vectors [rank][consumer][of a share][thread], and each rank's lse in base 2.
 template <class Config>
 struct TeamInbox {
-  static constexpr int kVectors = heads64::kBlockH * Config::kOwnV / (128 * 4);  // of a consumer's thread
-
-  float4 part[2 * kVectors * 128];
+  // Shares are rounded up: three CTAs have 11 of 32 vectors at most, six have six.
+  float4 part[2 * (TeamShares<Config>::kVectors + 4) * 128];
   float lse[kLargestTeam][heads64::kBlockH];
 
-  static __device__ __forceinline__ uint32_t bytes(DecodeParams const& p) {
-    return (uint32_t(sizeof(part)) + p.team * uint32_t(sizeof(lse[0]))) / 4 * warps_with_heads(p);
-  }
-  // Of a consumer's four, each of which has 16 heads.
+  // Of a consumer's four warps, each of which has 16 heads.
   static __device__ __forceinline__ int warps_with_heads(DecodeParams const& p) {
     return min((p.h_q - DecodeWork::head_of(p) + 15) / 16, 4);
+  }
+  static __device__ __forceinline__ uint32_t bytes(DecodeParams const& p) {
+    TeamShares<Config> const shares(p.team);
+    int const warps = warps_with_heads(p), rank = int(cluster_rank());
+    uint32_t bytes = p.team * warps * 16 * uint32_t(sizeof(float));
+    for (int consumer = 0; consumer < 2; ++consumer)
+      for (int warp = 0; warp < warps; ++warp)
+        bytes += shares.count(shares.share_of(rank, shares.first_cta(consumer, warp, p.team))) * p.team * 32 *
+                 uint32_t(sizeof(float4));
+    return bytes;
   }
 };
 
@@ -63,27 +88,21 @@ class TeamSum {
         warp_(warp),
         thread_(warp * 32 + lane),
         rank_(cluster_rank()),
-        turn_((me * 4 + warp) % kTeam) {}
+        first_cta_(Shares::first_cta(me, warp, kTeam)) {}
 
-  // No product of this CTA reads its key buffers any more. (Only products have, where the others will write, and the
-  // warp's lanes have met where they waited for those.)
-  __device__ __forceinline__ void give_key_buffers() {
-    if (lane_ < kTeam) arrive_remotely(remote_address(&smem_.team.ready, lane_));
-  }
-
+  // Once the team's CTAs need Q and their key buffers no more.
   template <class TensorO>
   __device__ __forceinline__ void send(heads64::RowStats const& stats, TensorO const& rO) {
-    wait_for_remote(smem_.team.ready, 0);
     float scale[2];
     CUTE_UNROLL
     for (int r = 0; r < 2; ++r) scale[r] = stats.sum[r] == 0.f ? 0.f : 1.f / stats.sum[r];
     CUTE_UNROLL
     for (int share = 0; share < kTeam; ++share) {
-      int const to = share ^ turn_;
+      int const to = share + first_cta_ < kTeam ? share + first_cta_ : share + first_cta_ - kTeam;
       uint32_t const barrier = remote_address(&smem_.team.received, to);
       uint32_t const vectors = remote_address(part(rank_), to);
       CUTE_UNROLL
-      for (int v = 0; v < kShare; ++v) {
+      for (int v = 0; v < kShare && share * kShare + v < Shares::kVectors; ++v) {
         int const i = (share * kShare + v) * 4;
         store_remotely(vectors + v * 128 * 16,
                        make_float4(rO(i) * scale[0], rO(i + 1) * scale[0], rO(i + 2) * scale[1], rO(i + 3) * scale[1]),
@@ -124,11 +143,13 @@ class TeamSum {
       if (rank_ == 0 && p.column_cta() == 0 && me_ == heads64::kOdd && lane_ % 4 == 0 && head < p.h_q)
         p.lse[int64_t(query) * p.h_q + head] = natural_lse(sum[r], reference[r]);
     }
-    int const column = me_ * heads64::kHalfV + p.column_cta() * Config::kOwnV + (int(rank_) ^ turn_) * kShare * 8;
+    int const share = Shares(kTeam).share_of(int(rank_), first_cta_), count = Shares(kTeam).count(share);
+    int const column = me_ * heads64::kHalfV + p.column_cta() * Config::kOwnV + share * kShare * 8;
     auto* const out = static_cast<__nv_bfloat16*>(p.out) + query / p.s_q * p.out_stride_batch +
                       query % p.s_q * p.out_stride_token + first_head * p.out_stride_head + column + lane_ % 4 * 2;
     CUTE_UNROLL
     for (int v = 0; v < kShare; ++v) {
+      if (v >= count) return;
       float acc[4] = {};
       CUTE_UNROLL
       for (int from = 0; from < kTeam; ++from) {
@@ -148,10 +169,11 @@ class TeamSum {
 
  private:
   using Inbox = TeamInbox<Config>;
-  static constexpr int kShare = Inbox::kVectors / kTeam;
-  static_assert(kShare > 0);
+  using Shares = TeamShares<Config>;
+  static constexpr int kShare = (Shares::kVectors + kTeam - 1) / kTeam;
+  static_assert(kShare * kTeam <= Shares::kVectors + 4);
 
-  __device__ __forceinline__ Inbox& inbox() const { return *reinterpret_cast<Inbox*>(smem_.k); }
+  __device__ __forceinline__ Inbox& inbox() const { return *reinterpret_cast<Inbox*>(smem_.q); }
   // This thread's first vector of what one rank sends.
   __device__ __forceinline__ float4* part(int from) const {
     return inbox().part + (from * 2 + me_) * kShare * 128 + thread_;
@@ -161,7 +183,7 @@ class TeamSum {
   Shared& smem_;
   int const me_, lane_, warp_, thread_;
   uint32_t const rank_;
-  int const turn_;  // of a warp's shares of columns CTA r finishes number r ^ turn_
+  int const first_cta_;  // that finishes a share of this warp's
 };
 
 // The work of a CTA of a team: one tile.
@@ -175,7 +197,7 @@ struct TeamWork : DecodeWork {
     int const query = part_of(p), batch = query / p.s_q, token = query % p.s_q, rank = blockIdx.x % p.team;
     wait_for_grid_before();
     int const units = p.shape.units(p.length(p.keys[0], batch, token), p.length(p.keys[1], batch, token));
-    int const each = (units + p.team - 1) >> (31 - __clz(p.team));  // a power of two
+    int const each = (units + p.team - 1) / p.team;
     return {{query, rank * each}, {query, (rank + 1) * each}};
   }
 
@@ -183,17 +205,23 @@ struct TeamWork : DecodeWork {
   static __device__ __forceinline__ void write_tile(DecodeParams const& p, DecodeTile const&,
                                                     heads64::RowStats const& stats, TensorO const& rO, void* smem,
                                                     int me, int lane, int warp) {
+    Shared& shared = *static_cast<Shared*>(smem);
+    // (Only products have read where the others will write, and the warp's lanes have met where they waited for those.)
+    if (lane < p.team) arrive_remotely(remote_address(&shared.team.ready, lane));
+    if (warp >= TeamInbox<Config>::warps_with_heads(p)) return;
+    wait_for_remote(shared.team.ready, 0);
     auto const with = [&](auto team) {
-      TeamSum<Config, Shared, decltype(team)::value> sum(*static_cast<Shared*>(smem), me, lane, warp);
-      sum.give_key_buffers();
-      if (warp >= TeamInbox<Config>::warps_with_heads(p)) return;
+      TeamSum<Config, Shared, decltype(team)::value> sum(shared, me, lane, warp);
       sum.send(stats, rO);
       sum.finish(p);
     };
+    if constexpr (Config::kColumnCtas > 1)
+      if (p.team == kLargestTeam) return with(Int<kLargestTeam>{});  // never with all columns (team_for)
     p.team == 2   ? with(Int<2>{})
+    : p.team == 3 ? with(Int<3>{})
     : p.team == 4 ? with(Int<4>{})
-    : p.team == 8 ? with(Int<8>{})
-                  : with(Int<kLargestTeam>{});
+    : p.team == 6 ? with(Int<6>{})
+                  : with(Int<8>{});
   }
 };
 

@@ -12,8 +12,8 @@ static_assert(kBlockK == kDecodeBlock);
 // Two consumer warpgroups, and two that produce: conversion takes many instructions, and loads in flight registers.
 constexpr int kProducerWarps = 8, kDecodeThreads = 2 * 128 + kProducerWarps * 32;
 
-// CTAs that may share a query's keys as a cluster (team.cuh): 2, 4, 8 or 16.
-constexpr int kLargestTeam = 16;
+// CTAs that may share a query's keys as a cluster (team.cuh).
+constexpr int kTeams[] = {16, 8, 6, 4, 3, 2}, kLargestTeam = kTeams[0];
 
 struct DecodeParams : SparseMlaDecodeParams {
   DecodeShape shape;
