@@ -50,7 +50,9 @@ def _fwd(heads: int, s_q: int, topk: int, d_qk: int, seed: int, options: bool) -
     return call
 
 
-def _decode(heads: int, batch: int, topk: int, kind: str, seed: int, options: bool = False) -> Callable[[str], Results]:
+def _decode(
+    heads: int, batch: int, topk: int, kind: str, seed: int, options: bool = False, chunks: bool = False
+) -> Callable[[str], Results]:
     def call(device: str) -> Results:
         of = Inputs(seed, device)
         d_qk = 512 if kind == "v4" else 576
@@ -59,7 +61,9 @@ def _decode(heads: int, batch: int, topk: int, kind: str, seed: int, options: bo
         idx = of.indices(batch, topk, 0, 511).view(batch, 1, topk)
         sink = of.normal(heads, dtype=torch.float32) if options else None
         length = of.whole(topk // 2, topk, batch) if options else None
-        results = dsa_ext.sparse_mla_decode(q, cache, idx, d_qk**-0.5, attn_sink=sink, topk_length=length)
+        sizes = {"batch": batch, "s_q": 1, "h_q": heads, "topk": topk, "device": q.device}
+        plan = dsa_ext.plan_sparse_mla_decode(length, **sizes, batch_invariant=True) if chunks else None
+        results = dsa_ext.sparse_mla_decode(q, cache, idx, d_qk**-0.5, attn_sink=sink, topk_length=length, plan=plan)
         return dict(zip(("out", "lse"), results, strict=True))
 
     return call
@@ -149,7 +153,9 @@ CASES: dict[str, Callable[[str], Results]] = {
     "decode_v32_h64": _decode(64, 1, 256, "v32", 20),
     "decode_v4_h64": _decode(64, 1, 200, "v4", 21, options=True),
     "decode_bf16_h64": _decode(64, 1, 128, "bf16", 22),
-    "decode_v32_h16": _decode(16, 3, 400, "v32", 23, options=True),
+    "decode_v32_h64_chunks": _decode(64, 1, 1100, "v32", 26, chunks=True),
+    "decode_v32_h16": _decode(16, 3, 400, "v32", 23, options=True, chunks=True),
+    "decode_v32_h16_teams": _decode(16, 3, 400, "v32", 23, options=True),
     "decode_v4_h16": _decode(16, 2, 130, "v4", 24),
     "decode_bf16_h16": _decode(16, 2, 130, "bf16", 25),
     "logits_h64": _logits(33, 200, 64, 128, 30, torch.float32),
