@@ -51,7 +51,7 @@ def _fwd(heads: int, s_q: int, topk: int, d_qk: int, seed: int, options: bool) -
 
 
 def _decode(
-    heads: int, batch: int, topk: int, kind: str, seed: int, options: bool = False, chunks: bool = False
+    heads: int, batch: int, topk: int, kind: str, seed: int, options: bool = False, invariant: bool = False
 ) -> Callable[[str], Results]:
     def call(device: str) -> Results:
         of = Inputs(seed, device)
@@ -62,7 +62,7 @@ def _decode(
         sink = of.normal(heads, dtype=torch.float32) if options else None
         length = of.whole(topk // 2, topk, batch) if options else None
         sizes = {"batch": batch, "s_q": 1, "h_q": heads, "topk": topk, "device": q.device}
-        plan = dsa_ext.plan_sparse_mla_decode(length, **sizes, batch_invariant=True) if chunks else None
+        plan = dsa_ext.plan_sparse_mla_decode(length, **sizes, batch_invariant=True) if invariant else None
         results = dsa_ext.sparse_mla_decode(q, cache, idx, d_qk**-0.5, attn_sink=sink, topk_length=length, plan=plan)
         return dict(zip(("out", "lse"), results, strict=True))
 
@@ -153,8 +153,8 @@ CASES: dict[str, Callable[[str], Results]] = {
     "decode_v32_h64": _decode(64, 1, 256, "v32", 20),
     "decode_v4_h64": _decode(64, 1, 200, "v4", 21, options=True),
     "decode_bf16_h64": _decode(64, 1, 128, "bf16", 22),
-    "decode_v32_h64_chunks": _decode(64, 1, 1100, "v32", 26, chunks=True),
-    "decode_v32_h16": _decode(16, 3, 400, "v32", 23, options=True, chunks=True),
+    "decode_v32_h64_alone": _decode(64, 1, 400, "v32", 26, invariant=True),
+    "decode_v32_h16": _decode(16, 3, 400, "v32", 23, options=True, invariant=True),
     "decode_v32_h16_teams": _decode(16, 3, 400, "v32", 23, options=True),
     "decode_v4_h16": _decode(16, 2, 130, "v4", 24),
     "decode_bf16_h16": _decode(16, 2, 130, "bf16", 25),
