@@ -182,7 +182,9 @@ cudaError_t cudaOccupancyMaxActiveClusters(int* clusters, void const* handle, cu
     if (config->attrs[n].id == cudaLaunchAttributeClusterDimension) ctas = config->attrs[n].val.clusterDim.x;
   int const threads = int(config->blockDim.x);
   int const each = emu::ctas_per_multiprocessor(*f->kernel, threads, config->dynamicSmemBytes);
-  *clusters = ctas > (f->non_portable_cluster ? 16 : 8) ? 0 : each * int(emu::multiprocessors()) / int(ctas);
+  // Of the whole device, also where fewer multiprocessors are set: callers may ask once for all of a process's tests.
+  unsigned const most = std::min(f->non_portable_cluster ? 16u : 8u, emu::multiprocessors());
+  *clusters = ctas > most ? 0 : each * int(emu::device_multiprocessors()) / int(ctas);
   return cudaSuccess;
 }
 cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* ctas, void const* handle, int threads, size_t dynamic) {

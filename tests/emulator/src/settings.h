@@ -31,9 +31,9 @@ extern Settings settings;
 
 // The device that is emulated: an H200 or a B200.
 constexpr int kSharedOptin = 232448, kSharedDefault = 49152, kSharedMultiprocessor = 233472, kSharedReserved = 1024;
+inline u32 device_multiprocessors() { return settings.arch >= 100 ? 148 : 132; }
 inline u32 multiprocessors() {
-  if (settings.multiprocessors != 0) return settings.multiprocessors;
-  return settings.arch >= 100 ? 148 : 132;
+  return settings.multiprocessors != 0 ? settings.multiprocessors : device_multiprocessors();
 }
 
 }  // namespace emu
