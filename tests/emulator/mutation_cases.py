@@ -87,18 +87,13 @@ def _decode() -> Iterator[MutationCase]:
             for more in ({"topk": 270, "batch": 3, **EXTRA}, {"topk": 65, "batch": 7 if h_q == 64 else 13}):
                 case = DecodeCase(h_q=h_q, format=format, slots=600, page_size=53, **more, **HOSTILE)
                 yield MutationCase("sparse_mla_decode", name, partial(_decode_call, case))
-        # All multiprocessors for one query: a team of every size, or two. (Of sixteen CTAs there are always two.)
-        for teams, sizes in ((1, (2, 3, 4, 6, 8)), (2, (2, 3, 4, 6, 8, 16))):
-            for ctas in sizes:
-                case = DecodeCase(
-                    h_q=64 if ctas < 8 else 40,
-                    format=format,
-                    batch=1,
-                    topk=128 * ctas + 70,
-                    slots=3000,
-                    **(HOSTILE | {"topk_length": None}),
-                )
-                call = partial(_decode_call, case)
+        # All multiprocessors for one query: a team of every size, or two. (Of sixteen CTAs there are always two; two of
+        # two or three come where there are no more pairs of blocks than that.)
+        for teams, team_sizes in ((1, (2, 3, 4, 6, 8)), (2, (2, 3, 4, 6, 8, 16))):
+            for ctas in team_sizes:
+                more = 70 if teams == 1 or ctas > 3 else 0
+                sizes = {"h_q": 64 if ctas < 8 else 40, "batch": 1, "topk": 128 * ctas + more, "slots": 3000}
+                call = partial(_decode_call, DecodeCase(format=format, **sizes, **(HOSTILE | {"topk_length": None})))
                 yield MutationCase("sparse_mla_decode", f"decode_heads64<{cpp},true,{teams}>", call, ctas * teams)
 
 
