@@ -42,9 +42,9 @@ SURVIVORS = (
     ),
     Survivor(
         "Bytes may land before they are announced, as the phase lasts until lane 0 has announced them and arrived. "
-        "Without it the compiler makes three copies of the loop.",
+        "Without it the compiler makes three copies of the loop for Hopper.",
         instruction=r"bar\.warp\.sync",
-        source=r"indexer_logits/loaders\.cuh:126 .*indexer_logits/sm90/producer\.cuh",
+        source=r"indexer_logits/loaders\.cuh:126 ",
     ),
     Survivor(
         "Serves instances with several queries, whose ranges lanes write. This one has one query: lane 0 writes its "
@@ -103,12 +103,6 @@ SURVIVORS = (
         "anything.",
         instruction=r"bar\.warp\.sync",
         source=r"decode/sm100/kernel\.cuh:(58|80)|sm100/pair/kernel\.cuh:(46|61)",
-    ),
-    Survivor(
-        "PTX lets bytes come before they are announced, as long as the arrival that announces them is pending. Nothing "
-        "needs it on Blackwell; the kernels for Hopper share the line.",
-        instruction=r"bar\.warp\.sync",
-        source=r"indexer_logits/loaders\.cuh:126 .*indexer_logits/sm100/producer\.cuh",
     ),
     Survivor(
         "It comes before a second use of the sums; this is the first.",
