@@ -83,10 +83,12 @@ struct PagedLoader {
   int const lane;
   int const shift;  // a box is 1 << shift keys
   int const boxes, boxes_of_page;
+  uint64_t const hint;  // keys that no other block reads leave L2 first: 3 % of a long call
   int32_t const* table;
   int end;  // of the boxes that some query sees; entries of the table past it are not read
   int at;   // box that lane 0 has the page of
-  int page, next_page;
+  int page;
+  int next_entry;  // as the table has it: what is not looked at need not have come
 
   template <class Params>
   __device__ __forceinline__ PagedLoader(Params const& params, CUtensorMap const& map, Shared& smem, int lane)
@@ -97,22 +99,25 @@ struct PagedLoader {
         lane(lane),
         shift(log2_of(keys_of_box(keys.page_size))),
         boxes(kTileKeys >> shift),
-        boxes_of_page(keys.page_size >> shift) {}
+        boxes_of_page(keys.page_size >> shift),
+        hint(uint64_t(blocks.per_batch > 1 ? cute::TMA::CacheHintSm90::EVICT_NORMAL
+                                           : cute::TMA::CacheHintSm90::EVICT_FIRST)) {}
 
   __device__ __forceinline__ void open(int block, Unit const& unit) {
     table = keys.block_table + blocks.batch_of(block) * keys.table_stride_batch;
     at = unit.first_key >> shift;
     end = ((unit.end_key - 1) >> shift) + 1;
-    page = page_of(at + lane);
-    next_page = page_of(at + 32 + lane);
+    int const entry = entry_of(at + lane);
+    next_entry = entry_of(at + 32 + lane);
+    page = page_of(entry);
   }
 
   __device__ __forceinline__ void load(int stage, int key) {
     int const first = key >> shift;
     if (first == at + 32) {
       at = first;
-      page = next_page;
-      next_page = page_of(at + 32 + lane);
+      page = page_of(next_entry);
+      next_entry = entry_of(at + 32 + lane);
     }
     auto const page_of_key = [&](int i) { return __shfl_sync(~0u, page, first - at + (i >> shift)); };
     uint32_t const valid = __ballot_sync(~0u, page_of_key(lane * kGroupKeys % kTileKeys) >= 0);
@@ -125,9 +130,9 @@ struct PagedLoader {
     }
     __syncwarp();  // so that the loop is not unrolled; boxes may land before they are announced
     if (lane < boxes)
-      cute::SM90_TMA_LOAD_3D::copy(
-          &map, reinterpret_cast<uint64_t*>(&full), static_cast<uint64_t>(cute::TMA::CacheHintSm90::EVICT_NORMAL),
-          smem.keys(stage) + (my_box << shift) * Config::kDim, 0, box_in_page(first + my_box) << shift, my_box_page);
+      cute::SM90_TMA_LOAD_3D::copy(&map, reinterpret_cast<uint64_t*>(&full), hint,
+                                   smem.keys(stage) + (my_box << shift) * Config::kDim, 0,
+                                   box_in_page(first + my_box) << shift, my_box_page);
     int const place = (box_in_page(first + (my_scale >> shift)) << shift) + (my_scale & ((1 << shift) - 1));
     int64_t const offset = max(my_scale_page, 0) * keys.page_stride + int64_t(keys.page_size) * Config::kDim +
                            int64_t(place) * int64_t(sizeof(float));
@@ -139,13 +144,25 @@ struct PagedLoader {
   __device__ __forceinline__ int box_in_page(int box_number) const {
     return boxes_of_page == 1 ? 0 : box_number % boxes_of_page;
   }
-  __device__ __forceinline__ int page_of(int box_number) const {
+  __device__ __forceinline__ int entry_of(int box_number) const {
     if (box_number >= end) return -1;
-    int const entry = boxes_of_page == 1 ? box_number : box_number / boxes_of_page;
-    int const number = table[entry * keys.table_stride_page];
-    return number >= 0 && number < keys.pages ? number : -1;
+    int const at = boxes_of_page == 1 ? box_number : box_number / boxes_of_page;
+    return table[at * keys.table_stride_page];
   }
+  __device__ __forceinline__ int page_of(int entry) const { return entry >= 0 && entry < keys.pages ? entry : -1; }
 };
+
+// While the kernel before still runs: lengths and block table into L2, a line by each lane of so many warps of each
+// CTA. (That kernel may still write them; nothing is read here.)
+template <int kWarps>
+__device__ __forceinline__ void prefetch_tables(PagedIndexerKeys const& keys, int batch, int warp, int lane) {
+  constexpr int kLine = 128 / sizeof(int32_t);
+  auto const prefetch = [](int32_t const* p) { asm volatile("prefetch.global.L2 [%0];" ::"l"(p) : "memory"); };
+  if (warp == 0 && lane == 0) prefetch(keys.context_lens);
+  int64_t const at = kLine * ((int64_t(lane) * kWarps + warp) * gridDim.x + blockIdx.x);
+  if (keys.table_stride_page == 1 && at < (batch - 1) * keys.table_stride_batch + keys.table_width)
+    prefetch(keys.block_table + at);
+}
 
 template <class Config, class Ranges>
 using LoaderOf = std::conditional_t<std::is_same_v<Ranges, PagedRanges>, PagedLoader<Config>, RaggedLoader<Config>>;

@@ -3,8 +3,8 @@
 // Queries come in blocks that share every key that is read; keys in tiles of 128. A block has the tiles that any of its
 // queries sees. The tiles of all blocks form one line, each block's behind a gap, which stands for the time that a
 // block takes to begin. The line is cut into parts of equal length, one for each CTA; what is behind a cut is that
-// CTA's. Every CTA finds its own cut: one warp, if there are a few blocks; else each warp adds up a share of them, and
-// one then walks to the place.
+// CTA's. Every CTA finds its own cut: one warp, if there are a few requests; else each warp adds up a share of the
+// blocks, and one then walks to the place.
 //
 // A plan is the list of all cuts, found beforehand by the same code. Any list that ascends gives right results,
 // whatever the lengths have become since: a part begins at its cut and ends at the next one, and a block's last part
@@ -13,6 +13,7 @@
 
 #include <climits>
 #include <cstdint>
+#include <type_traits>
 
 #include "indexer_logits/op.h"
 
@@ -59,6 +60,14 @@ struct PagedRanges {
     int64_t const len = per_token ? int64_t(lens[at + token * stride_token]) : int64_t(lens[at]) - tokens + token + 1;
     return {0, int(len < 0 ? 0 : len < keys ? len : keys)};
   }
+  // Of a request's keys, those that some token sees end here.
+  __device__ __forceinline__ int end_of(int batch) const {
+    int most = 0;
+#pragma unroll 1
+    for (int t = per_token ? 0 : tokens - 1; t < tokens; ++t)
+      most = max(most, lens[batch * stride_batch + t * stride_token]);
+    return min(most, keys);
+  }
   // Whether the last of several tokens sees what any of them sees.
   __device__ __forceinline__ bool last_sees_all() const { return !per_token; }
 };
@@ -77,8 +86,10 @@ struct Blocks {
         per_batch((tokens - 1) / block_tokens + 1) {}
 
   __device__ __forceinline__ int count() const { return batch * per_batch; }
-  __device__ __forceinline__ int batch_of(int block) const { return block / per_batch; }
-  __device__ __forceinline__ int first_token(int block) const { return block % per_batch * block_tokens; }
+  __device__ __forceinline__ int batch_of(int block) const { return per_batch == 1 ? block : block / per_batch; }
+  __device__ __forceinline__ int first_token(int block) const {
+    return per_batch == 1 ? 0 : block % per_batch * block_tokens;
+  }
   __device__ __forceinline__ int tokens_of(int block) const { return min(block_tokens, tokens - first_token(block)); }
 
   // Of one block, by one thread.
@@ -164,10 +175,26 @@ struct Piece {
   T first, length;
 };
 template <class T>
-__device__ __forceinline__ Piece<T> piece(T all, int part, int parts) {
-  T const each = all / T(parts), rest = all % T(parts);
-  return {T(part) * each + min(T(part), rest), each + T(T(part) < rest)};
+__device__ __forceinline__ Piece<T> piece(T each, T rest, T part) {
+  return {part * each + min(part, rest), each + T(part < rest)};
 }
+
+// By a number that is known long before what it divides.
+struct Divisor {
+  uint32_t by, reciprocal;
+  __device__ __forceinline__ explicit Divisor(uint32_t by) : by(by), reciprocal(UINT_MAX / by) {}
+
+  __device__ __forceinline__ Piece<uint32_t> piece(uint32_t all, uint32_t part) const {
+    uint32_t each = __umulhi(all, reciprocal), rest = all - each * by;
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {  // each is at most so much too small
+      bool const more = rest >= by;
+      each += more;
+      rest -= more ? by : 0;
+    }
+    return indexer::piece(each, rest, part);
+  }
+};
 
 // Where a piece begins, whose first unit is `at` of a block, its gap counted. A cut in a gap is one before the first
 // tile; what is left of the gap is a part of the piece's length.
@@ -192,7 +219,7 @@ __device__ __forceinline__ Part find_part(Blocks const& blocks, LineSums<kWarps>
   int const lane = threadIdx.x % 32, count = blocks.count();
   int64_t all = 0;
   for (int w = 0; w < kWarps; ++w) all += sums.lengths[w];
-  auto const [first, length] = piece(all, part, parts);
+  auto const [first, length] = piece(all / parts, all % parts, int64_t(part));
   if (first >= all) return no_part(count);
 
   int64_t before = 0;
@@ -212,37 +239,52 @@ __device__ __forceinline__ Part find_part(Blocks const& blocks, LineSums<kWarps>
   return no_part(count);
 }
 
-// The same of a few blocks, by one warp alone, in one reading: a lane has kFew / 32 of them, one after the other.
+// Where a CTA begins: a cut at which there is a tile, and what is seen of that block. Without tiles there is no work.
+struct Start {
+  Part part;
+  Tiles tiles;
+};
+
+// Of a few requests that are a block each, by one warp, in one reading; of at most 32 * kEach.
 constexpr int kFew = 128;
-template <class Blocks>
-__device__ __forceinline__ Part find_part_of_few(Blocks const& blocks, int part, int parts) {
-  static_assert(int64_t(kFew) * (INT_MAX / kTileKeys + 1 + kGap) <= UINT_MAX);
-  constexpr int kEach = kFew / 32;
-  int const lane = threadIdx.x % 32, count = blocks.count(), each = (count - 1) / 32 + 1;
-  uint32_t lengths[kEach], mine = 0;
+template <int kEach, class Blocks>
+__device__ __forceinline__ Start start_of_few(Blocks const& blocks, uint32_t part, Divisor const& parts) {
+  static_assert(int64_t(32 * kEach) * (INT_MAX / kTileKeys + 1 + kGap) <= UINT_MAX);
+  int const lane = threadIdx.x % 32, count = blocks.count();
+  int end[kEach];
+  uint32_t length[kEach], sum[kEach], all = 0;
 #pragma unroll
   for (int i = 0; i < kEach; ++i) {
-    int const block = lane * each + i;
-    lengths[i] = i < each && block < count ? blocks.tiles(block).length() : 0;
-    mine += lengths[i];
+    int const block = 32 * i + lane;
+    end[i] = 32 * i < count ? blocks.ranges.end_of(min(block, count - 1)) : 0;
+    if (block >= count) end[i] = 0;
   }
-  uint32_t const sum = scan(mine, lane);
-  auto const [first, length] = piece(__shfl_sync(~0u, sum, 31), part, parts);
-  uint32_t const beyond = __ballot_sync(~0u, sum > first);
-  if (beyond == 0) return no_part(count);
-  // Of the first lane that is beyond:
-  uint32_t at = first - (sum - mine);
-  int block = lane * each;
-  bool here = false;
 #pragma unroll
   for (int i = 0; i < kEach; ++i) {
-    here |= at < lengths[i];
-    if (here) continue;
-    at -= lengths[i];
-    ++block;
+    length[i] = Tiles{0, (end[i] + kTileKeys - 1) / kTileKeys, end[i]}.length();
+    sum[i] = 32 * i < count ? scan(length[i], lane) : 0;
   }
-  int const l = __ffs(beyond) - 1;
-  return part_from(__shfl_sync(~0u, block, l), __shfl_sync(~0u, at, l), length, count);
+#pragma unroll
+  for (int i = 0; i < kEach; ++i) {
+    sum[i] += all;
+    all = __shfl_sync(~0u, sum[i], 31);
+  }
+  auto const [first, of_part] = parts.piece(all, part);
+  if (first >= all) return {no_part(count), {0, 0, 0}};
+  // The first block that ends beyond.
+  int block = 0;
+#pragma unroll
+  for (int i = 0; i < kEach; ++i) block += __popc(__ballot_sync(~0u, sum[i] <= first));
+  int its_end = 0;
+  uint32_t before = 0;
+#pragma unroll
+  for (int i = 0; i < kEach; ++i) {
+    int const of_lane = __shfl_sync(~0u, end[i], block);
+    uint32_t const to_there = __shfl_sync(~0u, sum[i] - length[i], block);
+    its_end = block / 32 == i ? of_lane : its_end;
+    before = block / 32 == i ? to_there : before;
+  }
+  return {part_from(block, first - before, of_part, count), {0, (its_end - 1) / kTileKeys + 1, its_end}};
 }
 
 // As a plan has it. `count` blocks.
@@ -257,21 +299,27 @@ __device__ __forceinline__ Part planned_part(int32_t const* plan, int part, int 
   return {planned_cut(plan, part, count), planned_cut(plan, part + 1, count), LLONG_MAX};
 }
 
-// How a CTA finds its part; the same for all of its threads. A plan is read only where it saves reading: for so few
-// blocks that one read a lane adds them up, the part is known before a plan is.
+// How a CTA finds its part; the same for all of its threads. A plan is read only where it saves reading: of a few
+// requests, one reading by one warp tells as much.
 enum class Finding { kFew, kPlan, kSums };
+template <class Params>
+__device__ __forceinline__ bool are_few(Params const& params) {
+  if constexpr (std::is_same_v<typename Params::Ranges, PagedRanges>)
+    return params.blocks.per_batch == 1 && params.blocks.count() <= kFew;
+  else
+    return false;
+}
 template <int kWarps, class Params>
 __device__ __forceinline__ Finding how_to_find(Params const& params) {
+  if (are_few(params)) return Finding::kFew;
   int const count = params.blocks.count();
-  if (count <= kFew) return Finding::kFew;
   if constexpr (requires { params.keys.plan; })
     if (count > 32 * kWarps && is_for(params.keys.plan, count, gridDim.x)) return Finding::kPlan;
   return Finding::kSums;
 }
-// The part of the line that this CTA has, by one warp; after add_up if that is how.
+// The part of the line that this CTA has, by one warp, if it is not found by start_of_few; after add_up if that is how.
 template <int kWarps, class Params>
 __device__ __forceinline__ Part my_part(Finding how, Params const& params, LineSums<kWarps> const& sums) {
-  if (how == Finding::kFew) return find_part_of_few(params.blocks, blockIdx.x, gridDim.x);
   if constexpr (requires { params.keys.plan; })
     if (how == Finding::kPlan) return planned_part(params.keys.plan, blockIdx.x, params.blocks.count());
   return find_part(params.blocks, sums, blockIdx.x, gridDim.x);

@@ -13,20 +13,34 @@ struct Walk {
   LineSums<kWarps> const& sums;
   int const lane;
 
+  __device__ __forceinline__ Start start(Divisor const& parts) const {
+    if constexpr (std::is_same_v<typename Params::Ranges, PagedRanges>)
+      if (how == Finding::kFew) {
+        int const count = params.blocks.count();
+        if (count <= 32) return start_of_few<1>(params.blocks, blockIdx.x, parts);
+        if (count <= 64) return start_of_few<2>(params.blocks, blockIdx.x, parts);
+        return start_of_few<kFew / 32>(params.blocks, blockIdx.x, parts);
+      }
+    Start start{my_part(how, params, sums), {0, 0, 0}};
+    if (!find(start.part.begin, start.part.end, start.tiles)) start.tiles = {0, 0, 0};
+    return start;
+  }
+
   // visit(block, unit), of one after the other.
   template <class Visit>
-  __device__ __forceinline__ void run(Visit visit) const {
-    Part const part = my_part(how, params, sums);
-    Cut at = part.begin;
-    int64_t left = part.length;
-    Tiles tiles;
-    while (left > 0 && find(at, part.end, tiles)) {
+  __device__ __forceinline__ void run(Start const& start, Visit visit) const {
+    Cut at = start.part.begin;
+    Cut const end = start.part.end;
+    int64_t left = start.part.length;
+    Tiles tiles = start.tiles;
+    if (tiles.count() == 0 || left == 0) return;
+    do {
       int count = int(min(int64_t(tiles.count() - at.tile), left));
-      if (at.block == part.end.block) count = min(count, part.end.tile - at.tile);
+      if (at.block == end.block) count = min(count, end.tile - at.tile);
       visit(at.block, describe(at.block, tiles.begin + at.tile, count, tiles.end_key));
       left -= count + kGap;  // and the next block's gap
       at = {at.block + 1, 0};
-    }
+    } while (left > 0 && find(at, end, tiles));
   }
 
  private:

@@ -38,20 +38,20 @@ SURVIVORS = (
         "The product overwrites accumulators that were not written since the last fence. That a fence also orders what "
         "has been read from registers is not modelled.",
         instruction=r"wgmma\.fence",
-        source=r"indexer_logits/sm90/consumer\.cuh:120 ",
+        source=r"indexer_logits/sm90/consumer\.cuh:163 ",
     ),
     Survivor(
         "Bytes may land before they are announced, as the phase lasts until lane 0 has announced them and arrived. "
         "Without it the compiler makes three copies of the loop for Hopper.",
         instruction=r"bar\.warp\.sync",
-        source=r"indexer_logits/loaders\.cuh:126 ",
+        source=r"indexer_logits/loaders\.cuh:131 ",
     ),
     Survivor(
         "Serves instances with several queries, whose ranges lanes write. This one has one query: lane 0 writes its "
         "range and arrives, and copies of weights arrive on their own.",
         kernel="Config<64, 128, 64>",
         instruction=r"bar\.warp\.sync",
-        source=r"indexer_logits/sm90/producer\.cuh:55 ",
+        source=r"indexer_logits/sm90/producer\.cuh:57 ",
     ),
     Survivor(
         "Lanes have parted, and the arrival behind it is an aligned one. The emulator waits for them there; the device "

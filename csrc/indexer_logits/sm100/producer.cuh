@@ -30,7 +30,8 @@ struct Producer {
         loader(params, maps.keys, smem, threadIdx.x % 32) {}
 
   __device__ __forceinline__ void run(Finding how) {
-    Walk<kWarps, Params>{params, how, smem.sums, lane}.run([&](int block, Unit const& unit) {
+    Walk<kWarps, Params> const walk{params, how, smem.sums, lane};
+    walk.run(walk.start(Divisor(gridDim.x)), [&](int block, Unit const& unit) {
       loader.open(block, unit);
       open_unit(block, unit);
 #pragma unroll 1

@@ -17,6 +17,7 @@ using e4m3 = cutlass::float_e4m3_t;
 // Three consumer warpgroups and another one: two producer warps, and two that fill.
 constexpr int kConsumers = 3, kProducers = 2, kFillWarps = 2;
 constexpr int kThreads = 128 * (kConsumers + 1), kWarps = kThreads / 32, kConsumerWarps = 4 * kConsumers;
+constexpr int kOtherThreads = 128;  // that are no consumers
 constexpr int kConsumerRegisters = 144;
 constexpr int kOtherRegisters = 80;
 static_assert(kConsumers * kConsumerRegisters + kOtherRegisters == 512);
@@ -27,6 +28,8 @@ constexpr int kHalf = kTileKeys / 2;  // keys of one product, and rows of a warp
 template <class Ranges>
 constexpr bool split_queries = std::is_same_v<Ranges, RaggedRanges>;
 __host__ __device__ constexpr int turns_of(bool split_queries) { return split_queries ? 1 : kConsumers; }
+
+enum : uint32_t { kStartKnown = 1 };  // the named barrier behind which all other threads know smem.start
 
 struct TensorMaps {
   CUtensorMap q, keys;
@@ -76,7 +79,8 @@ struct Config {
   static_assert(kTokens >= 1 && kHeads % 8 == 0 && kDim % 32 == 0);
   using Mma = decltype(make_tiled_mma(typename Product<kColumns>::Op{}));
   static constexpr int kSlabs = 7;  // most of a unit
-  static constexpr int kMaxStages = 12;
+  // (Paged calls have six, of their turns. With twelve of 64 columns they took 2.5 % longer: memory is slower then.)
+  static constexpr int kMaxStages = 7;
   static constexpr int kPool = 13;  // tiles' room, for stages and slabs
   static constexpr uint32_t kTileBytes = kTileKeys * kDim, kSlabBytes = kColumns * kDim;
   // Of the halves of all stages, and of the slabs behind them.
@@ -101,12 +105,15 @@ struct Config {
     Range range[kSlabs][kTokens];
     Unit unit[2];
     LineSums<kWarps> sums;
+    Start start;  // of this CTA's part
     // barrier     arrives                                              waits
     // full        first lane that loads + bytes; 32 lanes' copies      consumers, before a tile's first product
     // empty       consumer warps, after the tile's last product        the keys' producer
     //             (12, or 4 where a tile is one consumer's)
     // q_full      as full; its end of work (no tiles) comes so too     consumers, before a unit's first product
     // q_empty     12 consumer warps, after the unit's last product     the units' producer
+    // kStartKnown the keys' producer, when it has found it             the units' producer; the fill warps, which
+    //                                                                  would read the same lengths at the same time
     Barrier full[kMaxStages], empty[kMaxStages], q_full[2], q_empty[2];
 
     __device__ __forceinline__ e4m3* keys(int stage) { return pool + stage * int(kTileBytes); }

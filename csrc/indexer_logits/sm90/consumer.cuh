@@ -24,6 +24,7 @@ struct Consumer {
   static constexpr int kHeads = Config::kHeads, kTokens = Config::kTokens, kColumns = Config::kColumns;
   static constexpr int kSides = kTokens > 1 ? 2 : 1;
   static constexpr int kMine = kTokens / kSides;             // queries whose logits a lane ends with
+  static constexpr bool kKeepRanges = kMine <= 2;            // in registers; more would be spilled
   static constexpr int kTileStep = turns_of(kSplitQueries);  // from one of this consumer's tiles to the next
   using Shared = typename Config::SharedStorage;
   using Frag = decltype(partition_fragment_C(typename Config::Mma{}, Shape<Int<kHalf>, Int<kColumns>>{}));
@@ -41,11 +42,13 @@ struct Consumer {
   int const me, thread, lane;
   int const row;      // of this lane's key in a half
   int const my_side;  // which half of a slab's queries this lane ends with
+  int const out_bytes;
 
   // Of a slab: its weights, how many of this lane's queries exist, and what each sees.
   float weight[kColumns / 4];
   int tokens;
   Range const* range;
+  Range kept_range[kKeepRanges ? kMine : 1];
   // Of the product that is finished next: this lane's key, and where its first query's logit belongs.
   int key;
   char* out;
@@ -58,7 +61,8 @@ struct Consumer {
         thread(threadIdx.x % 128),
         lane(threadIdx.x % 32),
         row(thread / 32 * 16 + lane % 2 * 8 + lane / 4),
-        my_side(lane / 2 % 2) {}
+        my_side(lane / 2 % 2),
+        out_bytes(queries.out_bf16 ? 2 : 4) {}
 
   __device__ __forceinline__ void run() {
     int stage = kSplitQueries ? 0 : me, tile = stage, buffer = 0;
@@ -67,36 +71,10 @@ struct Consumer {
       smem.q_full[buffer].wait(q_phase);
       int const tiles = __shfl_sync(~0u, smem.unit[buffer].tiles, 0);
       if (tiles == 0) return;
-      int const slabs = kSplitQueries ? 1 : rings.slabs;
-      if (slabs == 1) load_slab(buffer, kSplitQueries ? me : 0, tile);
-      Partial last;
-      bool pending = false;
-#pragma unroll 1
-      for (; tile < tiles; tile += kTileStep) {
-        smem.full[stage].wait(phase);
-#pragma unroll 1
-        for (int step = 0; step < 2 * slabs; ++step) {
-          int const half = step % 2, slab = kSplitQueries ? me : step / 2;
-          Frag acc;
-          multiply(acc, 2 * stage + half, rings.slab(buffer, slab));
-          if (pending) finish(last, half == 1 ? kHalf : kTileStep * kTileKeys - kHalf);
-          pending = true;
-          if (half == 0 && slabs > 1) load_slab(buffer, slab, tile);
-          int const at = half * kHalf + row;
-          last.scale = smem.scale[stage][at];
-          // Keys that are not in pages are all there.
-          last.valid = kSplitQueries || (smem.valid[stage] >> (unsigned(at) / kGroupKeys) & 1);
-          warpgroup_wait<0>();
-          warpgroup_fence_operand(acc);
-          if (step == 2 * slabs - 1) release(smem.empty[stage]);
-          add_columns(acc, last);
-        }
-        if ((stage += kTileStep) >= rings.stages) {
-          stage -= rings.stages;
-          phase ^= 1;
-        }
-      }
-      if (pending) finish(last, 0);
+      if (kSplitQueries || rings.slabs == 1)
+        multiply_slab(buffer, tiles, tile, stage, phase);
+      else
+        multiply_slabs(buffer, tiles, tile, stage, phase);
       // A unit may have no tile for this consumer: where they go by turns, they do so across units.
       tile -= tiles;
       release(smem.q_empty[buffer]);
@@ -108,6 +86,71 @@ struct Consumer {
   }
 
  private:
+  // A unit of which this consumer has one slab: its weights and ranges stay in registers.
+  __device__ __forceinline__ void multiply_slab(int buffer, int tiles, int& tile, int& stage, uint32_t& phase) {
+    int const slab_of_unit = kSplitQueries ? me : 0, slab = rings.slab(buffer, slab_of_unit);
+    load_slab(buffer, slab_of_unit, tile);
+    Partial last;
+    bool pending = false;
+#pragma unroll 1
+    for (; tile < tiles; tile += kTileStep) {
+      smem.full[stage].wait(phase);
+#pragma unroll 1
+      for (int half = 0; half < 2; ++half) {
+        Frag acc;
+        multiply(acc, 2 * stage + half, slab);
+        if (pending) finish(last, half == 1 ? kHalf : kTileStep * kTileKeys - kHalf);
+        pending = true;
+        read_scale(last, stage, half);
+        warpgroup_wait<0>();
+        warpgroup_fence_operand(acc);
+        if (half == 1) release(smem.empty[stage]);
+        add_columns(acc, last);
+      }
+      advance(stage, phase);
+    }
+    if (pending) finish(last, 0);
+  }
+
+  // A unit of several slabs, which are loaded anew for every tile.
+  __device__ __forceinline__ void multiply_slabs(int buffer, int tiles, int& tile, int& stage, uint32_t& phase) {
+    Partial last;
+    bool pending = false;
+#pragma unroll 1
+    for (; tile < tiles; tile += kTileStep) {
+      smem.full[stage].wait(phase);
+#pragma unroll 1
+      for (int step = 0; step < 2 * rings.slabs; ++step) {
+        int const half = step % 2, slab = step / 2;
+        Frag acc;
+        multiply(acc, 2 * stage + half, rings.slab(buffer, slab));
+        if (pending) finish(last, kHalf);
+        pending = true;
+        if (half == 0) load_slab(buffer, slab, tile);
+        read_scale(last, stage, half);
+        warpgroup_wait<0>();
+        warpgroup_fence_operand(acc);
+        if (step == 2 * rings.slabs - 1) release(smem.empty[stage]);
+        add_columns(acc, last);
+      }
+      advance(stage, phase);
+    }
+    if (pending) finish(last, 0);
+  }
+
+  __device__ __forceinline__ void advance(int& stage, uint32_t& phase) const {
+    if ((stage += kTileStep) < rings.stages) return;
+    stage -= rings.stages;
+    phase ^= 1;
+  }
+
+  __device__ __forceinline__ void read_scale(Partial& to, int stage, int half) const {
+    int const at = half * kHalf + row;
+    to.scale = smem.scale[stage][at];
+    // Keys that are not in pages are all there.
+    to.valid = kSplitQueries || (smem.valid[stage] >> (unsigned(at) / kGroupKeys) & 1);
+  }
+
   __device__ __forceinline__ void multiply(Frag& acc, int half, int slab) {
     typename Config::Mma mma;
     auto const slice = mma.get_slice(thread);
@@ -143,31 +186,41 @@ struct Consumer {
     bool const repeats = kTokens == 1 && my_side == 1;  // what the quad's other lanes end with
     tokens = repeats ? 0 : unit.tokens - slab_of_unit * kTokens - first;
     range = &smem.range[slab][repeats ? 0 : first];
+    if constexpr (kKeepRanges) {
+      CUTE_UNROLL
+      for (int p = 0; p < kMine; ++p) kept_range[p] = range[p];
+    }
     key = unit.first_key + tile * kTileKeys + row;
     int64_t const at = unit.out + (slab_of_unit * kTokens + first) * queries.out_stride_token + key;
-    out = static_cast<char*>(queries.out) + at * out_bytes();
+    out = static_cast<char*>(queries.out) + at * out_bytes;
   }
 
   // Of the lane's two keys, each query's columns that it holds; and the first of the quad's exchanges.
   __device__ __forceinline__ void add_columns(Frag const& acc, Partial& to) const {
-    bool const second = lane % 2;
-    CUTE_UNROLL
-    for (int p = 0; p < kMine; ++p) {
+    float sum[kMine][kSides][2] = {};  // of keys lane / 4 and 8 + lane / 4
+    constexpr int kSums = kMine * kSides, kEach = kHeads / 2;
+    auto const add = [&](int p, int side, int i) {
+      int const at = (side * kMine + p) * kEach + i;
+      float const x = acc(at);
+      sum[p][side][i % 4 / 2] = fmaf(x + fabsf(x), weight[at / 4 * 2 + i % 2], sum[p][side][i % 4 / 2]);
+    };
+    auto const exchange = [&](int p, int side) {
+      bool const second = lane % 2;
+      float const(&s)[2] = sum[p][side];
+      to.kept[p][side] = second ? s[1] : s[0];
+      to.received[p][side] = __shfl_xor_sync(~0u, second ? s[0] : s[1], 1);
+    };
+    // All sums in turn, or one after the other, as the compiler's schedule of it is faster: a ragged call by 3.5 %, a
+    // paged one by 2.5 %.
+    if constexpr (kSplitQueries) {
       CUTE_UNROLL
-      for (int side = 0; side < kSides; ++side) {
-        float sum[2] = {0.f, 0.f};  // of keys lane / 4 and 8 + lane / 4
-        CUTE_UNROLL
-        for (int j = 0; j < kHeads / 8; ++j) {
-          int const group = (side * kMine + p) * (kHeads / 8) + j;
-          CUTE_UNROLL
-          for (int i = 0; i < 4; ++i) {
-            float const x = acc(4 * group + i);
-            sum[i / 2] = fmaf(x + fabsf(x), weight[2 * group + i % 2], sum[i / 2]);
-          }
-        }
-        to.kept[p][side] = second ? sum[1] : sum[0];
-        to.received[p][side] = __shfl_xor_sync(~0u, second ? sum[0] : sum[1], 1);
-      }
+      for (int i = 0; i < kEach * kSums; ++i) add(i % kSums / kSides, i % kSides, i / kSums);
+    }
+    CUTE_UNROLL
+    for (int s = 0; s < kSums; ++s) {
+      CUTE_UNROLL
+      for (int i = 0; !kSplitQueries && i < kEach; ++i) add(s / kSides, s % kSides, i);
+      exchange(s / kSides, s % kSides);
     }
   }
 
@@ -178,19 +231,17 @@ struct Consumer {
       float const a = of.kept[p][0] + of.received[p][0];
       float const b = of.kept[p][kSides - 1] + of.received[p][kSides - 1];
       float const logit = ((my_side ? b : a) + __shfl_xor_sync(~0u, my_side ? a : b, 2)) * of.scale;
-      Range const sees = range[p];
+      Range const sees = kKeepRanges ? kept_range[p] : range[p];
       bool const seen = of.valid && key >= sees.start && key < sees.end;
       if (p < tokens && key < queries.columns)
-        store(out + p * queries.out_stride_token * out_bytes(), seen ? logit : __uint_as_float(0xff800000));
+        store(out + p * queries.out_stride_token * out_bytes, seen ? logit : __uint_as_float(0xff800000));
     }
     key += step;
-    out += step * out_bytes();
+    out += step * out_bytes;
   }
 
-  __device__ __forceinline__ int64_t out_bytes() const { return queries.out_bf16 ? 2 : 4; }
-
   __device__ __forceinline__ void store(char* at, float value) const {
-    if (queries.out_bf16)
+    if (out_bytes == 2)
       *reinterpret_cast<__nv_bfloat16*>(at) = __float2bfloat16_rn(value);
     else
       *reinterpret_cast<float*>(at) = value;

@@ -1,7 +1,7 @@
 // Logits of the lightning indexer on Hopper: keys are the rows of the products (M), queries times heads their columns.
 //
-//   producers    | tile 0 | tile 1 | ...                                  a warp: TMA, and small copies
-//                | Q, weights | ...                                       another
+//   producers    | where the part begins | tile 0 | tile 1 | ...          a warp: TMA, and small copies
+//                                        | Q, weights | ...               another
 //   consumer 0   |  product 0 | add columns | product 3 | add columns     of half a tile after another
 //                                           | finish 0  |                 the quads' sums, scale, range, store
 //   consumer 1   the same, while the tensor cores have nothing from 0
@@ -14,9 +14,10 @@
 //   paged    each takes every third tile, and all queries: there are few, and reading keys is what bounds the kernel.
 //
 // What bounds it (H200): power. With 64 heads the card holds 1.60 GHz, and a product of 64 keys and 128 columns takes
-// 419 cycles of an SM, 256 of them tensor work: 1040 TFLOPS; sums and products share the registers' ports. Paged, keys
-// come at 4.1 TB/s once they come; one request of 128K takes 9.6 us, 3.4 of which pass before the first tile is asked
-// for.
+// 410 cycles of an SM, 256 of them tensor work; sums and products share the registers' ports. Paged, keys of one token
+// come at the rate of a copy, 4.2 TB/s, once they come; with two, products take 490 cycles and are as long. One request
+// of 128K takes 7.7 us: 1.4 until the first tile is asked for, 1.2 until it is there, 3.3 until the last one is, 0.7
+// until the end, 1.1 until the next kernel knows of it.
 //
 // CTAs are persistent, and each has its part of the line of tiles (schedule.cuh). Every element of the output is
 // computed by one warp, in one order: bits do not depend on how the line is cut.
@@ -44,27 +45,40 @@ __global__ void __launch_bounds__(kThreads, 1)
     Config::init_barriers(smem, kSplitQueries ? kConsumerWarps : kConsumerWarps / kConsumers);
   }
   __syncthreads();
-  wait_for_grid_before();
-  launch_dependent_grids();
-  Finding const how = how_to_find<kWarps>(params);
-  if (how == Finding::kSums) {
-    add_up(params.blocks, smem.sums);
-    __syncthreads();
+  Finding how = Finding::kFew;
+  if (!are_few(params)) {
+    wait_for_grid_before();
+    how = how_to_find<kWarps>(params);
+    if (how == Finding::kSums) {
+      add_up(params.blocks, smem.sums);
+      __syncthreads();
+    }
   }
 
   int const warpgroup = __shfl_sync(~0u, threadIdx.x / 128, 0);
   if (warpgroup < kConsumers) {
     cutlass::arch::warpgroup_reg_alloc<kConsumerRegisters>();
+    wait_for_grid_before();
     Consumer<Config, kSplitQueries>(params.queries, params.rings, smem, warpgroup).run();
   } else {
     cutlass::arch::warpgroup_reg_dealloc<kOtherRegisters>();
     int const warp = __shfl_sync(~0u, threadIdx.x % 128 / 32, 0), lane = threadIdx.x % 32;
-    if (warp == 0)
-      KeyProducer<Config, Params>{params, maps.keys, smem, lane}.run(how);
-    else if (warp == 1)
+    if (warp == 0) {
+      KeyProducer<Config, Params> producer(params, maps.keys, smem, lane);
+      wait_for_grid_before();
+      launch_dependent_grids();
+      producer.run(how);
+    } else if (warp == 1) {
+      wait_for_grid_before();
+      cutlass::arch::NamedBarrier::arrive_and_wait(kOtherThreads, kStartKnown);
       UnitProducer<Config, Params>{params, maps.q, smem, lane}.run(how);
-    else
+    } else {
+      if constexpr (!kSplitQueries)
+        prefetch_tables<kFillWarps>(params.keys, params.queries.batch, warp - kProducers, lane);
+      wait_for_grid_before();
+      cutlass::arch::NamedBarrier::arrive_and_wait(kOtherThreads, kStartKnown);
       fill<kFillWarps>(params, warp - kProducers);
+    }
   }
 #endif
 }

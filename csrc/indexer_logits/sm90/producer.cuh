@@ -1,5 +1,6 @@
 // The producers: two warps that each walk over the CTA's part of the line. One loads Q, weights and ranges of each
-// block of queries that it meets, a unit; the other that unit's tiles of keys.
+// block of queries that it meets, a unit; the other that unit's tiles of keys, and finds the part's beginning for both:
+// four times as many warps that read the same lengths at once wait four times as long.
 #pragma once
 
 #include "config.h"
@@ -21,7 +22,8 @@ struct UnitProducer {
   uint32_t phase = 1;  // all buffers start out free
 
   __device__ __forceinline__ void run(Finding how) {
-    Walk<kWarps, Params>{params, how, smem.sums, lane}.run([&](int block, Unit const& unit) { open(block, unit); });
+    Walk<kWarps, Params>{params, how, smem.sums, lane}.run(smem.start,
+                                                           [&](int block, Unit const& unit) { open(block, unit); });
     end_work();
   }
 
@@ -76,15 +78,24 @@ struct UnitProducer {
 template <class Config, class Params>
 struct KeyProducer {
   Params const& params;
-  CUtensorMap const& map;
   typename Config::SharedStorage& smem;
   int const lane;
+  Divisor const parts;
+  LoaderOf<Config, typename Params::Ranges> loader;
+
+  __device__ __forceinline__ KeyProducer(Params const& params, CUtensorMap const& map,
+                                         typename Config::SharedStorage& smem, int lane)
+      : params(params), smem(smem), lane(lane), parts(gridDim.x), loader(params, map, smem, lane) {}
 
   __device__ __forceinline__ void run(Finding how) {
-    LoaderOf<Config, typename Params::Ranges> loader(params, map, smem, lane);
+    Walk<kWarps, Params> const walk{params, how, smem.sums, lane};
+    Start const start = walk.start(parts);
+    if (lane == 0) smem.start = start;
+    __syncwarp();
+    cutlass::arch::NamedBarrier::arrive(kOtherThreads, kStartKnown);
     int stage = 0;
     uint32_t phase = 1;  // all stages start out free
-    Walk<kWarps, Params>{params, how, smem.sums, lane}.run([&](int block, Unit const& unit) {
+    walk.run(start, [&](int block, Unit const& unit) {
       loader.open(block, unit);
       for (int t = 0; t < unit.tiles; ++t) {
         smem.empty[stage].wait(phase);
