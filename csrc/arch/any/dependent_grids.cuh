@@ -9,17 +9,24 @@ __device__ __forceinline__ void launch_dependent_grids() { asm volatile("griddep
 // Until the kernel before has ended and what it wrote can be read. At once, if this one was launched the usual way.
 __device__ __forceinline__ void wait_for_grid_before() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
 
-// What look_up() gives when the kernel before has ended. It is called before that, too, so that what it needs is in the
-// caches then: its code, constants, pages of memory. So it must read with load_past_l1 alone: L1 would keep old values.
-template <class LookUp>
-__device__ __forceinline__ auto look_up_after_grid_before(LookUp const& look_up) {
-  decltype(look_up()) result;
+// What look_up() gives a CTA's first warp when the kernel before has ended, for all threads: every `lanes` lanes find
+// one of `results`, in shared memory. (One warp: all warps of all CTAs that read one place wait for each other, some 2
+// us.) It is called before that, too, so that what it needs is in the caches then: its code, constants, pages of
+// memory. So it must read with load_past_l1 alone: L1 would keep old values.
+template <class LookUp, class Result>
+__device__ __forceinline__ void look_up_after_grid_before(LookUp const& look_up, Result* results, int lanes) {
+  if (threadIdx.x < 32) {
+    Result result;
 #pragma unroll 1
-  for (int i = 0; i < 2; ++i) {
-    if (i == 1) wait_for_grid_before();
-    result = look_up();
+    for (int i = 0; i < 2; ++i) {
+      if (i == 1) wait_for_grid_before();
+      result = look_up();
+    }
+    if (threadIdx.x % lanes == 0) results[threadIdx.x / lanes] = result;
+  } else {
+    wait_for_grid_before();
   }
-  return result;
+  __syncthreads();
 }
 
 __device__ __forceinline__ int load_past_l1(int const* address) {

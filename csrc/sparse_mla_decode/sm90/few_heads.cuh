@@ -18,19 +18,10 @@ template <class Format, int kHeads>
 using Config = few_heads::Config<Format::kHeadDim, kHeads, kProducerWarps,
                                  Format::kNope == 0 ? few_heads::kAllTiles : Format::kNope / kTileCols>;
 
-// What one lane of a warp has.
-__device__ __forceinline__ DecodeRange of_lane(DecodeRange const& range, int lane) {
-  return {{__shfl_sync(~0u, range.begin.query, lane), __shfl_sync(~0u, range.begin.unit, lane)},
-          {__shfl_sync(~0u, range.end.query, lane), __shfl_sync(~0u, range.end.unit, lane)}};
-}
-
 // The consumers' blocks by turns.
 class Walk {
  public:
-  // Half of a warp looks up each consumer's part: at once, and with one piece of code, for the kernel's start is short
-  // of instructions.
-  __device__ __forceinline__ explicit Walk(DecodeParams const& params)
-      : Walk(DecodeWork::range_of(params, threadIdx.x % 32 / 16)) {}
+  __device__ __forceinline__ explicit Walk(DecodeRange const (&ranges)[2]) : latest_(ranges[1]), other_(ranges[0]) {}
 
   __device__ __forceinline__ Walk fetch(int) const { return *this; }
   __device__ __forceinline__ void put(int, int, Walk const& walk) { *this = walk; }
@@ -49,9 +40,6 @@ class Walk {
   }
 
  private:
-  __device__ __forceinline__ explicit Walk(DecodeRange const& half)
-      : latest_(of_lane(half, 16)), other_(of_lane(half, 0)) {}
-
   KeyWalk latest_, other_;
   int turn_ = 1;  // latest_'s consumer
 };
@@ -59,6 +47,7 @@ class Walk {
 template <class Format, int kHeads>
 struct SharedStorage : Config<Format, kHeads>::SharedStorage {
   BatchRows<Format> batches[kProducerWarps];
+  DecodeRange ranges[2];  // of each consumer
 };
 static_assert(sizeof(SharedStorage<KvV32, 16>) <= 227 * 1024 && sizeof(SharedStorage<KvV4, 16>) <= 227 * 1024);
 
@@ -103,19 +92,19 @@ __global__ void __launch_bounds__(kDecodeThreads, 1)
   using Config = Config<Format, kHeads>;
   extern __shared__ __align__(1024) uint8_t raw[];
   auto& smem = *reinterpret_cast<SharedStorage<Format, kHeads>*>(raw);
-  if (threadIdx.x == 0) Config::init_barriers(smem);
-  __syncthreads();
-  wait_for_grid_before();
+  if (threadIdx.x == 32) Config::init_barriers(smem);
+  look_up_after_grid_before([&] { return DecodeWork::range(params, DecodeWork::part_of(threadIdx.x / 16)); },
+                            smem.ranges, 16);
   launch_dependent_grids();  // not earlier: combine.cu looks at the plan as soon as it starts
 
   int const warpgroup = __shfl_sync(~0u, threadIdx.x / 128, 0);
   if (warpgroup < 2) {
     cutlass::arch::warpgroup_reg_alloc<kConsumerRegisters>();
     few_heads::Consumer<Config, DecodeWork>(params, maps, smem, warpgroup)
-        .run(DecodeWork(params, warpgroup, DecodeWork::range_of(params, warpgroup)));
+        .run(DecodeWork(params, warpgroup, smem.ranges[warpgroup]));
   } else {
     cutlass::arch::warpgroup_reg_dealloc<kProducerRegisters>();
-    DecodeProducer<Format, Walk, Sink<Config>>(params, Walk(params), Sink<Config>(smem), smem.batches).run();
+    DecodeProducer<Format, Walk, Sink<Config>>(params, Walk(smem.ranges), Sink<Config>(smem), smem.batches).run();
   }
 #endif
 }

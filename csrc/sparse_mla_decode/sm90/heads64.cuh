@@ -14,6 +14,7 @@
 
 #include <cutlass/arch/reg_reconfig.h>
 
+#include <algorithm>
 #include <atomic>
 
 #include "arch/any/dependent_grids.cuh"
@@ -39,6 +40,7 @@ struct SharedStorage : Config<Format, kColumnCtas>::SharedStorage {
   KeyWalk walks[kProducerWarps];
   BatchRows<Format> batches[kProducerWarps];
   TeamBarriers team;
+  DecodeRange range;
 };
 // What comes from the team takes the place of Q, keys and probabilities.
 template <class Config>
@@ -113,18 +115,20 @@ __global__ void __launch_bounds__(kDecodeThreads, 1)
   extern __shared__ __align__(1024) uint8_t raw[];
   auto& smem = *reinterpret_cast<Shared*>(raw);
   using Work = std::conditional_t<kTeam, TeamWork<Config, Shared>, DecodeWork>;
-  if (threadIdx.x == 0) {
+  if (threadIdx.x == 32) {
     Config::init_barriers(smem);
     if constexpr (kTeam) smem.team.init(params.team, TeamInbox<Config>::bytes(params));
   }
+  DecodeRange range;
   if constexpr (kTeam) {
     cluster_arrive();
     cluster_wait();
+    range = Work::range_after_grid_before(params);
   } else {
-    __syncthreads();
+    look_up_after_grid_before([&] { return Work::range_of_cta(params); }, &smem.range, 32);
+    range = smem.range;
   }
 
-  DecodeRange const range = Work::range_after_grid_before(params);
   launch_dependent_grids();  // not earlier: combine.cu looks at the plan as soon as it starts
 
   int const warpgroup = __shfl_sync(~0u, threadIdx.x / 128, 0);
@@ -174,11 +178,13 @@ Team team_for(SparseMlaDecodeParams const& p) {
       cudaDeviceGetAttribute(&sms, cudaDevAttrMultiProcessorCount, device))
     return {};
   if (int64_t(shape.queries) * shape.head_blocks() > sms) return {};
-  int const tiles = shape.queries * shape.head_blocks(), units = shape.most_units();
-  // Parts that another kernel adds up take, in the end, about two units' time more than a team does.
-  int const units_of_parts = int((int64_t(units) * tiles + sms - 1) / sms);
+  int const tiles = shape.queries * shape.head_blocks(), units = shape.most_units(), parts = shape.parts(sms);
+  // The longest part that the queries would be cut into (even_cut). Parts, which another kernel adds up, take in the
+  // end about two units' time more than a team does.
+  int const pieces = std::min(parts / shape.queries, units);
+  int const longest = std::min((units + pieces - 1) / pieces, shape.queries * units / parts + kSecondUnits);
   for (int const ctas : kTeams) {
-    if (ctas > units || (units + ctas - 1) / ctas > units_of_parts + 2) continue;
+    if (ctas > units || (units + ctas - 1) / ctas >= longest + 2) continue;
     // (Not sixteen with all columns: eight with half of them each are faster.)
     for (int column_ctas = 2; column_ctas > ctas / kLargestTeam; --column_ctas) {
       Team const team{ctas, column_ctas};

@@ -59,23 +59,18 @@ class DecodeWork {
     return blockIdx.x / (params.team * params.column_ctas) % params.shape.head_blocks() * 64;
   }
   static __device__ __forceinline__ int part_of(int consumer) { return blockIdx.x + consumer * gridDim.x; }
-  static __device__ __forceinline__ DecodeRange range_of(Params const& params, int consumer) {
-    return range(params, part_of(consumer));
-  }
   // Of what is left of a part.
   __device__ __forceinline__ DecodeWork(Params const& params, int part, int head, DecodeRange const& left)
       : params_(params), part_(part), head_(head), at_(left.begin), end_(left.end) {
     open();
   }
-  // Of this CTA, once the kernel before has ended.
-  static __device__ __forceinline__ DecodeRange range_after_grid_before(Params const& params) {
-    return look_up_after_grid_before([&] { return range<true>(params, part_of(params)); });
+  static __device__ __forceinline__ DecodeRange range_of_cta(Params const& params) {
+    return range(params, part_of(params));
   }
-  // All of a part.
-  template <bool kPastL1 = false>
+  // All of a part, by a plan that may still change.
   static __device__ __forceinline__ DecodeRange range(Params const& params, int part) {
     if (part >= params.parts) return {};
-    DecodeRange r = part_range<kPastL1>(params.plan, params.shape, part, params.parts);
+    DecodeRange r = part_range<true>(params.plan, params.shape, part, params.parts);
     if (params.batch_invariant) {
       r.begin.unit -= r.begin.unit % params.shape.chunk_units();
       r.end.unit -= r.end.unit % params.shape.chunk_units();
