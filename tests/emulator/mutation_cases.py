@@ -174,6 +174,9 @@ def _paged_logits() -> Iterator[MutationCase]:
                 for planned in (False, True):
                     yield MutationCase("paged_indexer_logits", name, partial(_paged_call, case, planned))
                 yield MutationCase("paged_indexer_logits", name, partial(_paged_call, many, False))
+                if width == 128:
+                    one_slab = PagedCase(batch=3, next_n=128 // heads, heads=heads, d=d, max_context_len=2500)
+                    yield MutationCase("paged_indexer_logits", name, partial(_paged_call, one_slab, False))
     yield _paged_plan()
 
 

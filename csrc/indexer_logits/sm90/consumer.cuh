@@ -42,7 +42,7 @@ struct Consumer {
   int const me, thread, lane;
   int const row;      // of this lane's key in a half
   int const my_side;  // which half of a slab's queries this lane ends with
-  int const out_bytes;
+  int const kept_out_bytes;
 
   // Of a slab: its weights, how many of this lane's queries exist, and what each sees.
   float weight[kColumns / 4];
@@ -62,7 +62,7 @@ struct Consumer {
         lane(threadIdx.x % 32),
         row(thread / 32 * 16 + lane % 2 * 8 + lane / 4),
         my_side(lane / 2 % 2),
-        out_bytes(queries.out_bf16 ? 2 : 4) {}
+        kept_out_bytes(queries.out_bf16 ? 2 : 4) {}
 
   __device__ __forceinline__ void run() {
     int stage = kSplitQueries ? 0 : me, tile = stage, buffer = 0;
@@ -71,7 +71,8 @@ struct Consumer {
       smem.q_full[buffer].wait(q_phase);
       int const tiles = __shfl_sync(~0u, smem.unit[buffer].tiles, 0);
       if (tiles == 0) return;
-      if (kSplitQueries || rings.slabs == 1)
+      // (Narrow slabs are used alone.)
+      if (kSplitQueries || (kKeepRanges && (kColumns < 128 || rings.slabs == 1)))
         multiply_slab(buffer, tiles, tile, stage, phase);
       else
         multiply_slabs(buffer, tiles, tile, stage, phase);
@@ -112,8 +113,10 @@ struct Consumer {
     if (pending) finish(last, 0);
   }
 
-  // A unit of several slabs, which are loaded anew for every tile.
+  // A unit of several slabs, which are loaded anew for every tile; or any, where registers are few.
   __device__ __forceinline__ void multiply_slabs(int buffer, int tiles, int& tile, int& stage, uint32_t& phase) {
+    bool const several = kKeepRanges || rings.slabs > 1;
+    if (!several) load_slab(buffer, 0, tile);
     Partial last;
     bool pending = false;
 #pragma unroll 1
@@ -124,9 +127,9 @@ struct Consumer {
         int const half = step % 2, slab = step / 2;
         Frag acc;
         multiply(acc, 2 * stage + half, rings.slab(buffer, slab));
-        if (pending) finish(last, kHalf);
+        if (pending) finish(last, half == 1 ? kHalf : kTileStep * kTileKeys - kHalf);
         pending = true;
-        if (half == 0) load_slab(buffer, slab, tile);
+        if (half == 0 && several) load_slab(buffer, slab, tile);
         read_scale(last, stage, half);
         warpgroup_wait<0>();
         warpgroup_fence_operand(acc);
@@ -192,35 +195,44 @@ struct Consumer {
     }
     key = unit.first_key + tile * kTileKeys + row;
     int64_t const at = unit.out + (slab_of_unit * kTokens + first) * queries.out_stride_token + key;
-    out = static_cast<char*>(queries.out) + at * out_bytes;
+    out = static_cast<char*>(queries.out) + at * out_bytes();
   }
 
   // Of the lane's two keys, each query's columns that it holds; and the first of the quad's exchanges.
   __device__ __forceinline__ void add_columns(Frag const& acc, Partial& to) const {
-    float sum[kMine][kSides][2] = {};  // of keys lane / 4 and 8 + lane / 4
-    constexpr int kSums = kMine * kSides, kEach = kHeads / 2;
-    auto const add = [&](int p, int side, int i) {
+    struct Sums {
+      float of[2] = {0.f, 0.f};  // keys lane / 4 and 8 + lane / 4
+    };
+    constexpr int kEach = kHeads / 2;
+    auto const add = [&](Sums& sums, int p, int side, int i) {
       int const at = (side * kMine + p) * kEach + i;
-      float const x = acc(at);
-      sum[p][side][i % 4 / 2] = fmaf(x + fabsf(x), weight[at / 4 * 2 + i % 2], sum[p][side][i % 4 / 2]);
+      sums.of[i % 4 / 2] = fmaf(acc(at) + fabsf(acc(at)), weight[at / 4 * 2 + i % 2], sums.of[i % 4 / 2]);
     };
-    auto const exchange = [&](int p, int side) {
+    auto const exchange = [&](Sums const& sums, int p, int side) {
       bool const second = lane % 2;
-      float const(&s)[2] = sum[p][side];
-      to.kept[p][side] = second ? s[1] : s[0];
-      to.received[p][side] = __shfl_xor_sync(~0u, second ? s[0] : s[1], 1);
+      to.kept[p][side] = second ? sums.of[1] : sums.of[0];
+      to.received[p][side] = __shfl_xor_sync(~0u, second ? sums.of[0] : sums.of[1], 1);
     };
-    // All sums in turn, or one after the other, as the compiler's schedule of it is faster: a ragged call by 3.5 %, a
-    // paged one by 2.5 %.
-    if constexpr (kSplitQueries) {
+    // One after the other, or all in turn, as the compiler's schedule of it is faster: a ragged call by 3.5 %, a paged
+    // one by 2.5 %.
+    constexpr int kSums = kMine * kSides;
+    if constexpr (!kSplitQueries) {
       CUTE_UNROLL
-      for (int i = 0; i < kEach * kSums; ++i) add(i % kSums / kSides, i % kSides, i / kSums);
-    }
-    CUTE_UNROLL
-    for (int s = 0; s < kSums; ++s) {
+      for (int s = 0; s < kSums; ++s) {
+        Sums sums;
+        CUTE_UNROLL
+        for (int i = 0; i < kEach; ++i) add(sums, s / kSides, s % kSides, i);
+        exchange(sums, s / kSides, s % kSides);
+      }
+    } else {
+      Sums sums[kSums];
       CUTE_UNROLL
-      for (int i = 0; !kSplitQueries && i < kEach; ++i) add(s / kSides, s % kSides, i);
-      exchange(s / kSides, s % kSides);
+      for (int i = 0; i < kEach; ++i) {
+        CUTE_UNROLL
+        for (int s = 0; s < kSums; ++s) add(sums[s], s / kSides, s % kSides, i);
+      }
+      CUTE_UNROLL
+      for (int s = 0; s < kSums; ++s) exchange(sums[s], s / kSides, s % kSides);
     }
   }
 
@@ -234,14 +246,16 @@ struct Consumer {
       Range const sees = kKeepRanges ? kept_range[p] : range[p];
       bool const seen = of.valid && key >= sees.start && key < sees.end;
       if (p < tokens && key < queries.columns)
-        store(out + p * queries.out_stride_token * out_bytes, seen ? logit : __uint_as_float(0xff800000));
+        store(out + p * queries.out_stride_token * out_bytes(), seen ? logit : __uint_as_float(0xff800000));
     }
     key += step;
-    out += step * out_bytes;
+    out += step * out_bytes();
   }
 
+  __device__ __forceinline__ int out_bytes() const { return kKeepRanges ? kept_out_bytes : queries.out_bf16 ? 2 : 4; }
+
   __device__ __forceinline__ void store(char* at, float value) const {
-    if (out_bytes == 2)
+    if (out_bytes() == 2)
       *reinterpret_cast<__nv_bfloat16*>(at) = __float2bfloat16_rn(value);
     else
       *reinterpret_cast<float*>(at) = value;

@@ -44,16 +44,13 @@ __global__ void __launch_bounds__(kThreads, 1)
     prefetch_tma_descriptor(&maps.q);
     Config::init_barriers(smem, kSplitQueries ? kConsumerWarps : kConsumerWarps / kConsumers);
   }
-  __syncthreads();
   Finding how = Finding::kFew;
   if (!are_few(params)) {
     wait_for_grid_before();
     how = how_to_find<kWarps>(params);
-    if (how == Finding::kSums) {
-      add_up(params.blocks, smem.sums);
-      __syncthreads();
-    }
+    if (how == Finding::kSums) add_up(params.blocks, smem.sums);
   }
+  __syncthreads();
 
   int const warpgroup = __shfl_sync(~0u, threadIdx.x / 128, 0);
   if (warpgroup < kConsumers) {
