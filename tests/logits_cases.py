@@ -25,6 +25,7 @@ class RaggedCase:
         rows     as two documents in a row, split over ranks: [0, i) or [s_k / 2, s_k / 2 + i)
         none     nobody sees anything
         one      the last query sees one key
+        inner    two of every six queries see all keys: not the first nor the last one of a kernel's block
     layout: dense, or strided: every input and the output within larger tensors, k at an odd row
     poison: NaN in the codes and scales of keys that no query sees, and in all memory around the inputs
     """
@@ -100,6 +101,8 @@ def make_ranges(case: RaggedCase) -> tuple[Tensor, Tensor]:
     elif case.ranges == "rows":
         start = torch.where(i % 2 == 0, 0, s_k // 2)
         end = start + 1 + i
+    elif case.ranges == "inner":
+        start, end = torch.zeros(s_q), torch.where((i % 6 == 2) | (i % 6 == 3), s_k, 0)
     elif case.ranges == "none":
         start, end = torch.full((s_q,), 3), torch.full((s_q,), 2)
     else:

@@ -17,6 +17,7 @@ CASES = [
     *(RaggedCase(heads=h, s_q=40, s_k=500, ranges="rows", poison=True) for h in (16, 64)),
     RaggedCase(heads=32, s_q=70, s_k=200, ranges="one", poison=True),
     RaggedCase(s_q=6, s_k=5000, ranges="none", poison=True),
+    *(RaggedCase(heads=h, s_q=70, ranges="inner") for h in (8, 64)),
     RaggedCase(s_q=30, s_k=9000, heads=16, d=32, ranges="random", poison=True),
     *(RaggedCase(heads=h, d=d, s_q=11, layout="strided", poison=True) for h, d in ((64, 128), (8, 64), (16, 32))),
     *(

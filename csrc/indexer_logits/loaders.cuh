@@ -1,6 +1,6 @@
 // How a tile of keys comes into shared memory: from a row of keys, or from the pages of a cache. By one warp.
 //
-//   open(block, unit)     before the tiles of a unit
+//   open(block, unit, t)  before the tiles of a unit, of which tile t is this warp's first
 //   load(stage, key)      the tile that begins with this key: each lane's arrival at full[stage] when its copies land,
 //                         and the first lane's with the bytes that TMA brings
 #pragma once
@@ -43,7 +43,7 @@ struct RaggedLoader {
   __device__ __forceinline__ RaggedLoader(Params const& params, CUtensorMap const& map, Shared& smem, int lane)
       : keys(params.keys), count(params.queries.columns), map(map), smem(smem), lane(lane) {}
 
-  __device__ __forceinline__ void open(int, Unit const&) {}
+  __device__ __forceinline__ void open(int, Unit const&, int) {}
 
   __device__ __forceinline__ void load(int stage, int key) {
     Barrier& full = smem.full[stage];
@@ -70,8 +70,18 @@ __host__ __device__ __forceinline__ int keys_of_box(int page_size) {
 }
 __device__ __forceinline__ int log2_of(int power) { return __ffs(power) - 1; }
 
+// Of keys that come as `Params` have them: how many lie in one box, and so have one bit in smem.valid.
+template <class Params>
+__device__ __forceinline__ int log2_box(Params const& params) {
+  if constexpr (std::is_same_v<typename Params::Ranges, PagedRanges>)
+    return log2_of(keys_of_box(params.keys.page_size));
+  else
+    return log2_of(kTileKeys);
+}
+
 // A tile is kTileKeys / box boxes of keys that lie in one page each. The block table is read for 32 boxes at a time,
-// one a lane, while those before are loaded. A box without a page has page -1, where TMA finds zeros and reads nothing.
+// one a lane, which then loads its box; a box without a page has page -1, where TMA finds zeros and reads nothing. The
+// entries for the next 32 boxes are read ahead. What a tile takes is kept short: consumer warps share the scheduler.
 template <class Config>
 struct PagedLoader {
   using Shared = typename Config::SharedStorage;
@@ -83,12 +93,15 @@ struct PagedLoader {
   int const lane;
   int const shift;  // a box is 1 << shift keys
   int const boxes, boxes_of_page;
+  int const scale_box;  // of a tile's boxes, the one with the four keys whose scales this lane copies
   uint64_t const hint;  // keys that no other block reads leave L2 first: 3 % of a long call
   int32_t const* table;
-  int end;  // of the boxes that some query sees; entries of the table past it are not read
-  int at;   // box that lane 0 has the page of
-  int page;
-  int next_entry;  // as the table has it: what is not looked at need not have come
+  int end;                // of the boxes that some query sees; entries of the table past it are not read
+  int at;                 // box that lane 0 has
+  int page, row;          // of this lane's box: its page, and its first key there
+  uint32_t exist;         // bit i: box at + i has a page
+  uint8_t const* scales;  // of this lane's box, but for scale_key
+  int next_entry;         // as the table has it: what is not looked at need not have come
 
   template <class Params>
   __device__ __forceinline__ PagedLoader(Params const& params, CUtensorMap const& map, Shared& smem, int lane)
@@ -97,71 +110,90 @@ struct PagedLoader {
         map(map),
         smem(smem),
         lane(lane),
-        shift(log2_of(keys_of_box(keys.page_size))),
+        shift(log2_box(params)),
         boxes(kTileKeys >> shift),
         boxes_of_page(keys.page_size >> shift),
+        scale_box(4 * lane >> shift),
         hint(uint64_t(blocks.per_batch > 1 ? cute::TMA::CacheHintSm90::EVICT_NORMAL
                                            : cute::TMA::CacheHintSm90::EVICT_FIRST)) {}
 
-  __device__ __forceinline__ void open(int block, Unit const& unit) {
+  __device__ __forceinline__ void open(int block, Unit const& unit, int first_tile) {
     table = keys.block_table + blocks.batch_of(block) * keys.table_stride_batch;
-    at = unit.first_key >> shift;
     end = ((unit.end_key - 1) >> shift) + 1;
+    at = (unit.first_key + first_tile * kTileKeys) >> shift;
     int const entry = entry_of(at + lane);
-    next_entry = entry_of(at + 32 + lane);
-    page = page_of(entry);
+    take(entry);
   }
 
   __device__ __forceinline__ void load(int stage, int key) {
     int const first = key >> shift;
     if (first == at + 32) {
       at = first;
-      page = page_of(next_entry);
-      next_entry = entry_of(at + 32 + lane);
+      take(next_entry);
     }
-    auto const page_of_key = [&](int i) { return __shfl_sync(~0u, page, first - at + (i >> shift)); };
-    uint32_t const valid = __ballot_sync(~0u, page_of_key(lane * kGroupKeys % kTileKeys) >= 0);
-    int const my_box = lane & (boxes - 1), my_box_page = page_of_key(my_box << shift);
-    int const my_scale = 4 * lane, my_scale_page = page_of_key(my_scale);
+    int const before = first - at;  // lanes with boxes of tiles before
     Barrier& full = smem.full[stage];
     if (lane == 0) {
-      smem.valid[stage] = valid;
+      smem.valid[stage] = exist >> before;
       full.arrive_and_expect_tx(Config::kTileBytes);
     }
     __syncwarp();  // so that the loop is not unrolled; boxes may land before they are announced
-    if (lane < boxes)
+    int const box = lane - before;
+    if (unsigned(box) < unsigned(boxes))
       cute::SM90_TMA_LOAD_3D::copy(&map, reinterpret_cast<uint64_t*>(&full), hint,
-                                   smem.keys(stage) + (my_box << shift) * Config::kDim, 0,
-                                   box_in_page(first + my_box) << shift, my_box_page);
-    int const place = (box_in_page(first + (my_scale >> shift)) << shift) + (my_scale & ((1 << shift) - 1));
-    int64_t const offset = max(my_scale_page, 0) * keys.page_stride + int64_t(keys.page_size) * Config::kDim +
-                           int64_t(place) * int64_t(sizeof(float));
-    copy_async<16>(&smem.scale[stage][my_scale], static_cast<uint8_t const*>(keys.cache) + offset, my_scale_page >= 0);
+                                   smem.keys(stage) + (box << shift) * Config::kDim, 0, row, page);
+    int const from = before + scale_box;
+    auto const* const scale = reinterpret_cast<uint8_t const*>(__shfl_sync(~0u, uint64_t(scales), from)) +
+                              ((4 * lane & ((1 << shift) - 1)) * int(sizeof(float)));
+    copy_async<16>(&smem.scale[stage][4 * lane], scale, exist >> from & 1);
     arrive_after_copies(full);
   }
 
  private:
-  __device__ __forceinline__ int box_in_page(int box_number) const {
-    return boxes_of_page == 1 ? 0 : box_number % boxes_of_page;
+  // The entry of box at + lane; and reads the one after the next.
+  __device__ __forceinline__ void take(int entry) {
+    next_entry = entry_of(at + 32 + lane);
+    page = entry >= 0 && entry < keys.pages ? entry : -1;
+    row = boxes_of_page == 1 ? 0 : (at + lane) % boxes_of_page << shift;
+    exist = __ballot_sync(~0u, page >= 0);
+    scales = static_cast<uint8_t const*>(keys.cache) + max(page, 0) * keys.page_stride +
+             int64_t(keys.page_size) * Config::kDim + row * int(sizeof(float));
   }
-  __device__ __forceinline__ int entry_of(int box_number) const {
-    if (box_number >= end) return -1;
-    int const at = boxes_of_page == 1 ? box_number : box_number / boxes_of_page;
+  __device__ __forceinline__ int entry_of(int box) const {
+    if (box >= end) return -1;
+    int const at = boxes_of_page == 1 ? box : box / boxes_of_page;
     return table[at * keys.table_stride_page];
   }
-  __device__ __forceinline__ int page_of(int entry) const { return entry >= 0 && entry < keys.pages ? entry : -1; }
 };
 
-// While the kernel before still runs: lengths and block table into L2, a line by each lane of so many warps of each
-// CTA. (That kernel may still write them; nothing is read here.)
+// While the kernel before still runs: into L2 what tells a CTA what to do, a line by each lane of so many warps of each
+// CTA. (That kernel may still write it; nothing is read here.)
+constexpr int kLine = 128 / sizeof(int32_t);
+__device__ __forceinline__ void prefetch_line(int32_t const* p) {
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(p) : "memory");
+}
 template <int kWarps>
-__device__ __forceinline__ void prefetch_tables(PagedIndexerKeys const& keys, int batch, int warp, int lane) {
-  constexpr int kLine = 128 / sizeof(int32_t);
-  auto const prefetch = [](int32_t const* p) { asm volatile("prefetch.global.L2 [%0];" ::"l"(p) : "memory"); };
-  if (warp == 0 && lane == 0) prefetch(keys.context_lens);
-  int64_t const at = kLine * ((int64_t(lane) * kWarps + warp) * gridDim.x + blockIdx.x);
-  if (keys.table_stride_page == 1 && at < (batch - 1) * keys.table_stride_batch + keys.table_width)
-    prefetch(keys.block_table + at);
+__device__ __forceinline__ int64_t my_line(int warp, int lane) {
+  return kLine * ((int64_t(lane) * kWarps + warp) * gridDim.x + blockIdx.x);
+}
+
+// Lengths and block table.
+template <int kWarps>
+__device__ __forceinline__ void prefetch_tables(IndexerQueries const& q, PagedIndexerKeys const& keys, int warp,
+                                                int lane) {
+  if (warp == 0 && lane == 0) prefetch_line(keys.context_lens);
+  int64_t const at = my_line<kWarps>(warp, lane);
+  if (keys.table_stride_page == 1 && at < (q.batch - 1) * keys.table_stride_batch + keys.table_width)
+    prefetch_line(keys.block_table + at);
+}
+
+// Ranges.
+template <int kWarps>
+__device__ __forceinline__ void prefetch_tables(IndexerQueries const& q, IndexerKeys const& keys, int warp, int lane) {
+  int64_t const at = my_line<kWarps>(warp, lane);
+  if (at >= q.tokens) return;
+  prefetch_line(keys.start + at * keys.start_stride);
+  prefetch_line(keys.end + at * keys.end_stride);
 }
 
 template <class Config, class Ranges>

@@ -1,7 +1,7 @@
 // The kernel that makes a plan (schedule.cuh): every CTA finds one cut.
 #include <cuda_runtime_api.h>
 
-#include "indexer_logits/schedule.cuh"
+#include "indexer_logits/start.cuh"
 
 namespace dsa {
 namespace {
@@ -10,18 +10,22 @@ constexpr int kWarps = 4;
 
 // (The parameter is not __grid_constant__: nvcc 13.0 would take `ranges` for a part of it, whose last member differs.)
 __global__ void __launch_bounds__(32 * kWarps) plan_paged_indexer_logits(IndexerPlanParams const p) {
-  __shared__ indexer::LineSums<kWarps> sums;
-  indexer::PagedRanges const ranges = {
-      p.context_lens, p.lens_stride_batch,         p.lens_stride_token, p.lens_per_token,
-      p.tokens,       INT_MAX - indexer::kTileKeys};
+  __shared__ uint32_t sums[kWarps];
+  __shared__ indexer::Part of_part;
+  // So many that the line is shorter than 2^32.
+  int64_t const most = int64_t(UINT_MAX / uint32_t(p.batch) - 2) * indexer::kTileKeys;
+  indexer::PagedRanges const ranges = {p.context_lens,
+                                       p.lens_stride_batch,
+                                       p.lens_stride_token,
+                                       p.lens_per_token,
+                                       p.tokens,
+                                       int(min(most, int64_t(INT_MAX - indexer::kTileKeys)))};
   indexer::Blocks<indexer::PagedRanges> const blocks(ranges, p.batch, p.tokens, p.tokens);
-  indexer::add_up(blocks, sums);
-  __syncthreads();
-  if (threadIdx.x >= 32) return;
   int const part = blockIdx.x;
-  indexer::Cut cut = indexer::find_part(blocks, sums, part, p.parts).begin;
-  if (part == 0) cut = {0, 0};  // also if the first requests have no keys yet
+  indexer::find_cuts(blocks, part, indexer::Divisor(p.parts), sums, of_part);
+  __syncthreads();
   if (threadIdx.x != 0) return;
+  indexer::Cut const cut = of_part.begin;
   p.plan[kIndexerPlanHeader + 2 * part] = cut.block;
   p.plan[kIndexerPlanHeader + 2 * part + 1] = cut.tile;
   if (part != 0) return;

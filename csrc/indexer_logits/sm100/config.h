@@ -93,10 +93,11 @@ struct Config {
     alignas(1024) e4m3 q[kUnits][kColumns * kDim];
     alignas(16) float scale[kStages][kTileKeys];
     alignas(16) float weight[kUnits][kColumns];
-    uint32_t valid[kStages];  // bit i: the tile's keys [8 i, 8 i + 8) are in the cache
+    uint32_t valid[kStages];  // bit i: the tile's box i is in the cache (loaders.cuh)
     alignas(8) Range range[kUnits][kTokens];
     Unit unit[kUnits];
-    LineSums<kWarps> sums;
+    uint32_t sums[kWarps];
+    Start start;  // of this CTA's part
     // barrier     arrives                                              waits
     // full        producer's first lane + bytes; 32 lanes' copies      products; the sums, for the scales
     // empty       commit of the tile's products; the warps that sum    producer

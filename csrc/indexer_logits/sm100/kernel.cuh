@@ -46,8 +46,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   extern __shared__ __align__(1024) uint8_t raw[];
   auto& smem = *reinterpret_cast<typename Config::SharedStorage*>(raw);
   int const warp = __shfl_sync(~0u, threadIdx.x / 32, 0);
-  Finding const how = how_to_find<kWarps>(params);
-  if (how == Finding::kSums) add_up(params.blocks, smem.sums);
+  if (!are_few(params)) find_start(params, Divisor(gridDim.x), smem.sums, smem.start);
   if (threadIdx.x == 0) {
     prefetch_tma_descriptor(&maps.keys);
     prefetch_tma_descriptor(&maps.q);
@@ -58,11 +57,11 @@ __global__ void __launch_bounds__(kThreads, 1)
 
   if (warp >= 4) {
     cutlass::arch::warpgroup_reg_alloc<kSumRegisters>();
-    Sums<Config>(params.queries, params.split, smem, warp / 4 - 1).run();
+    Sums<Config>(params.queries, params.split, smem, warp / 4 - 1, log2_box(params)).run();
   } else {
     cutlass::arch::warpgroup_reg_dealloc<kOtherRegisters>();
     if (warp == 0)
-      Producer<Config, Params>(params, maps, smem).run(how);
+      Producer<Config, Params>(params, maps, smem).run();
     else if (warp == 1)
       Products<Config>{params.split, smem}.run();
     else

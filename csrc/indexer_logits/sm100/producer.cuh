@@ -29,10 +29,9 @@ struct Producer {
         lane(threadIdx.x % 32),
         loader(params, maps.keys, smem, threadIdx.x % 32) {}
 
-  __device__ __forceinline__ void run(Finding how) {
-    Walk<kWarps, Params> const walk{params, how, smem.sums, lane};
-    walk.run(walk.start(Divisor(gridDim.x)), [&](int block, Unit const& unit) {
-      loader.open(block, unit);
+  __device__ __forceinline__ void run() {
+    walk(params, start(), [&](int block, Unit const& unit) {
+      loader.open(block, unit, 0);
       open_unit(block, unit);
 #pragma unroll 1
       for (int t = 0; t < unit.tiles; ++t) load_tile(unit.first_key + t * kTileKeys);
@@ -41,6 +40,12 @@ struct Producer {
   }
 
  private:
+  __device__ __forceinline__ Start start() const {
+    if constexpr (std::is_same_v<typename Params::Ranges, PagedRanges>)
+      if (are_few(params)) return start_of_few(params.blocks, Divisor(gridDim.x));
+    return smem.start;
+  }
+
   __device__ __forceinline__ void open_unit(int block, Unit const& unit) {
     IndexerQueries const& q = params.queries;
     int const buffer = unit_place.index;

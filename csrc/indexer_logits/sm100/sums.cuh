@@ -28,17 +28,19 @@ struct Sums {
   Split const split;
   Shared& smem;
   int const lane;
+  int const log2_box;
   int const row;  // of this thread's key in a tile
   int const part, turn;
   uint32_t const tmem;  // this warp's lanes, first column
 
   float2 weight[kPartColumns / 2];  // of columns 0, 1 modulo 4 halved
 
-  __device__ __forceinline__ Sums(IndexerQueries const& queries, Split split, Shared& smem, int group)
+  __device__ __forceinline__ Sums(IndexerQueries const& queries, Split split, Shared& smem, int group, int log2_box)
       : queries(queries),
         split(split),
         smem(smem),
         lane(threadIdx.x % 32),
+        log2_box(log2_box),
         row(threadIdx.x % 128),
         part(group & (split.parts() - 1)),
         turn(group >> split.log2_parts),
@@ -83,7 +85,7 @@ struct Sums {
     int const stage = n % kStages, slot = split.slot(n);
     smem.full[stage].wait(n / kStages & 1);
     float const scale = smem.scale[stage][row];
-    bool const valid = smem.valid[stage] >> (unsigned(row) / kGroupKeys) & 1;
+    bool const valid = smem.valid[stage] >> (row >> log2_box) & 1;
     release(smem.empty[stage]);
     int const key = first_key + row;
 

@@ -14,8 +14,8 @@ using namespace cute;
 using namespace dsa::indexer;
 using e4m3 = cutlass::float_e4m3_t;
 
-// Three consumer warpgroups and another one: two producer warps, and two that fill.
-constexpr int kConsumers = 3, kProducers = 2, kFillWarps = 2;
+// Three consumer warpgroups and another one.
+constexpr int kConsumers = 3;
 constexpr int kThreads = 128 * (kConsumers + 1), kWarps = kThreads / 32, kConsumerWarps = 4 * kConsumers;
 constexpr int kOtherThreads = 128;  // that are no consumers
 constexpr int kConsumerRegisters = 144;
@@ -27,9 +27,18 @@ constexpr int kHalf = kTileKeys / 2;  // keys of one product, and rows of a warp
 // How the consumers share the work (kernel.cuh): each has its queries, or its turns at the tiles.
 template <class Ranges>
 constexpr bool split_queries = std::is_same_v<Ranges, RaggedRanges>;
+// The warps of the other warpgroup: keys, units (Q), keys or fill, fill. Each is on a scheduler of its own. Where tiles
+// come often (paged) and consumers are busy (128 columns), two warps load them by turns: were it one, its scheduler
+// would be so much busier that the consumers' other warps waited for the one there (12 % with two tokens of 64 heads).
+template <class Config, class Ranges>
+constexpr int key_producers = split_queries<Ranges> || Config::kColumns < 128 ? 1 : 2;
+template <class Config, class Ranges>
+constexpr int fill_warps = 3 - key_producers<Config, Ranges>;
 __host__ __device__ constexpr int turns_of(bool split_queries) { return split_queries ? 1 : kConsumers; }
 
-enum : uint32_t { kStartKnown = 1 };  // the named barrier behind which all other threads know smem.start
+enum : uint32_t { kStartKnown = 1, kFirstUnitLoaded = 2 };  // named barriers
+template <class Config, class Ranges>
+constexpr int kFirstUnitThreads = 128 + 32 * fill_warps<Config, Ranges>;
 
 struct TensorMaps {
   CUtensorMap q, keys;
@@ -99,21 +108,22 @@ struct Config {
   struct SharedStorage {
     alignas(1024) e4m3 pool[kPool * kTileBytes];  // the stages of keys, and behind them the slabs of Q
     alignas(16) float scale[kMaxStages][kTileKeys];
-    uint32_t valid[kMaxStages];  // bit i: the tile's keys [8 i, 8 i + 8) are in the cache
+    uint32_t valid[kMaxStages];  // bit i: the tile's box i is in the cache (loaders.cuh)
     // By slab.
     alignas(8) float weight[kSlabs][kColumns];
     Range range[kSlabs][kTokens];
     Unit unit[2];
-    LineSums<kWarps> sums;
+    uint32_t sums[kWarps];
     Start start;  // of this CTA's part
-    // barrier     arrives                                              waits
-    // full        first lane that loads + bytes; 32 lanes' copies      consumers, before a tile's first product
-    // empty       consumer warps, after the tile's last product        the keys' producer
-    //             (12, or 4 where a tile is one consumer's)
-    // q_full      as full; its end of work (no tiles) comes so too     consumers, before a unit's first product
-    // q_empty     12 consumer warps, after the unit's last product     the units' producer
-    // kStartKnown the keys' producer, when it has found it             the units' producer; the fill warps, which
-    //                                                                  would read the same lengths at the same time
+    // barrier           arrives                                          waits
+    // full              first lane that loads + bytes; 32 lanes' copies  consumers, before a tile's first product
+    // empty             consumer warps, after the tile's last product    the tile's producer
+    //                   (12, or 4 where a tile is one consumer's)
+    // q_full            as full; its end of work (no tiles) comes so too consumers, before a unit's first product
+    // q_empty           12 consumer warps, after the unit's last product the units' producer
+    // kStartKnown       of few requests, the keys' producer that has     the others of its warpgroup
+    //                   found the part
+    // kFirstUnitLoaded  the first consumer, behind the first q_full      the fill warps
     Barrier full[kMaxStages], empty[kMaxStages], q_full[2], q_empty[2];
 
     __device__ __forceinline__ e4m3* keys(int stage) { return pool + stage * int(kTileBytes); }

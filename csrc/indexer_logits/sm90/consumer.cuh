@@ -15,16 +15,18 @@
 
 #include "arch/sm90/mma.cuh"
 #include "config.h"
+#include "operands.cuh"
 
 namespace dsa::sm90::indexer_logits {
 
-// kSplitQueries: how the consumers share the work (kernel.cuh).
-template <class Config, bool kSplitQueries>
+template <class Config, class Ranges>
 struct Consumer {
+  static constexpr bool kSplitQueries = split_queries<Ranges>;  // how the consumers share the work (kernel.cuh)
   static constexpr int kHeads = Config::kHeads, kTokens = Config::kTokens, kColumns = Config::kColumns;
   static constexpr int kSides = kTokens > 1 ? 2 : 1;
-  static constexpr int kMine = kTokens / kSides;             // queries whose logits a lane ends with
-  static constexpr bool kKeepRanges = kMine <= 2;            // in registers; more would be spilled
+  static constexpr int kMine = kTokens / kSides;   // queries whose logits a lane ends with
+  static constexpr bool kKeepRanges = kMine <= 2;  // in registers; more would be spilled
+  static constexpr bool kKeepOperands = !kSplitQueries && kColumns == 128;
   static constexpr int kTileStep = turns_of(kSplitQueries);  // from one of this consumer's tiles to the next
   using Shared = typename Config::SharedStorage;
   using Frag = decltype(partition_fragment_C(typename Config::Mma{}, Shape<Int<kHalf>, Int<kColumns>>{}));
@@ -37,9 +39,10 @@ struct Consumer {
   };
 
   IndexerQueries const& queries;
+  Ranges const& ranges;
   Rings const rings;
   Shared& smem;
-  int const me, thread, lane;
+  int const me, log2_box, thread, lane;
   int const row;      // of this lane's key in a half
   int const my_side;  // which half of a slab's queries this lane ends with
   int const kept_out_bytes;
@@ -47,17 +50,21 @@ struct Consumer {
   // Of a slab: its weights, how many of this lane's queries exist, and what each sees.
   float weight[kColumns / 4];
   int tokens;
-  Range const* range;
+  int token;           // of the first of them
+  Range const* range;  // as the caller gave it
   Range kept_range[kKeepRanges ? kMine : 1];
   // Of the product that is finished next: this lane's key, and where its first query's logit belongs.
   int key;
   char* out;
 
-  __device__ __forceinline__ Consumer(IndexerQueries const& queries, Rings rings, Shared& smem, int me)
+  __device__ __forceinline__ Consumer(IndexerQueries const& queries, Ranges const& ranges, Rings rings, Shared& smem,
+                                      int me, int log2_box)
       : queries(queries),
+        ranges(ranges),
         rings(rings),
         smem(smem),
         me(me),
+        log2_box(log2_box),
         thread(threadIdx.x % 128),
         lane(threadIdx.x % 32),
         row(thread / 32 * 16 + lane % 2 * 8 + lane / 4),
@@ -67,6 +74,8 @@ struct Consumer {
   __device__ __forceinline__ void run() {
     int stage = kSplitQueries ? 0 : me, tile = stage, buffer = 0;
     uint32_t phase = 0, q_phase = 0;
+    smem.q_full[0].wait(0);
+    if (me == 0) cutlass::arch::NamedBarrier::arrive(kFirstUnitThreads<Config, Ranges>, kFirstUnitLoaded);
     while (true) {
       smem.q_full[buffer].wait(q_phase);
       int const tiles = __shfl_sync(~0u, smem.unit[buffer].tiles, 0);
@@ -91,24 +100,33 @@ struct Consumer {
   __device__ __forceinline__ void multiply_slab(int buffer, int tiles, int& tile, int& stage, uint32_t& phase) {
     int const slab_of_unit = kSplitQueries ? me : 0, slab = rings.slab(buffer, slab_of_unit);
     load_slab(buffer, slab_of_unit, tile);
+    [[maybe_unused]] Operands<Config> operands(smem.keys(0), smem.q(rings, 0), 2 * stage, slab, thread);
     Partial last;
     bool pending = false;
 #pragma unroll 1
     for (; tile < tiles; tile += kTileStep) {
       smem.full[stage].wait(phase);
+      int const now = stage;
+      if constexpr (kKeepOperands) advance(stage, phase);
 #pragma unroll 1
       for (int half = 0; half < 2; ++half) {
         Frag acc;
-        multiply(acc, 2 * stage + half, slab);
+        multiply(acc, [&] {
+          if constexpr (kKeepOperands)
+            operands.multiply(acc);
+          else
+            multiply(acc, 2 * now + half, slab);
+        });
         if (pending) finish(last, half == 1 ? kHalf : kTileStep * kTileKeys - kHalf);
         pending = true;
-        read_scale(last, stage, half);
+        read_scale(last, now, half);
         warpgroup_wait<0>();
         warpgroup_fence_operand(acc);
-        if (half == 1) release(smem.empty[stage]);
+        if constexpr (kKeepOperands) operands.move_keys(half == 0 ? 1 : 2 * (stage - now) - 1);
+        if (half == 1) release(smem.empty[now]);
         add_columns(acc, last);
       }
-      advance(stage, phase);
+      if constexpr (!kKeepOperands) advance(stage, phase);
     }
     if (pending) finish(last, 0);
   }
@@ -126,7 +144,7 @@ struct Consumer {
       for (int step = 0; step < 2 * rings.slabs; ++step) {
         int const half = step % 2, slab = step / 2;
         Frag acc;
-        multiply(acc, 2 * stage + half, rings.slab(buffer, slab));
+        multiply(acc, [&] { multiply(acc, 2 * stage + half, rings.slab(buffer, slab)); });
         if (pending) finish(last, half == 1 ? kHalf : kTileStep * kTileKeys - kHalf);
         pending = true;
         if (half == 0 && several) load_slab(buffer, slab, tile);
@@ -151,9 +169,17 @@ struct Consumer {
     int const at = half * kHalf + row;
     to.scale = smem.scale[stage][at];
     // Keys that are not in pages are all there.
-    to.valid = kSplitQueries || (smem.valid[stage] >> (unsigned(at) / kGroupKeys) & 1);
+    to.valid = kSplitQueries || (smem.valid[stage] >> (at >> log2_box) & 1);
   }
 
+  // A product of what `instructions` multiplies.
+  template <class Instructions>
+  __device__ __forceinline__ void multiply(Frag& acc, Instructions const& instructions) {
+    warpgroup_fence_operand(acc);
+    warpgroup_arrive();
+    instructions();
+    warpgroup_commit_batch();
+  }
   __device__ __forceinline__ void multiply(Frag& acc, int half, int slab) {
     typename Config::Mma mma;
     auto const slice = mma.get_slice(thread);
@@ -162,14 +188,11 @@ struct Consumer {
     auto const q = slice.partition_fragment_B(make_tensor(make_smem_ptr(smem.q(rings, 0)), typename Config::QLayout{}))(
         _, _, _, slab);
     mma.accumulate_ = GMMA::ScaleOut::Zero;
-    warpgroup_fence_operand(acc);
-    warpgroup_arrive();
     CUTE_UNROLL
     for (int k = 0; k < size<2>(keys); ++k) {
       gemm(mma, keys(_, _, k), q(_, _, k), acc);
       mma.accumulate_ = GMMA::ScaleOut::One;
     }
-    warpgroup_commit_batch();
   }
 
   __device__ __forceinline__ void release(Barrier& barrier) {
@@ -188,10 +211,11 @@ struct Consumer {
     }
     bool const repeats = kTokens == 1 && my_side == 1;  // what the quad's other lanes end with
     tokens = repeats ? 0 : unit.tokens - slab_of_unit * kTokens - first;
+    token = unit.token + slab_of_unit * kTokens + first;
     range = &smem.range[slab][repeats ? 0 : first];
     if constexpr (kKeepRanges) {
       CUTE_UNROLL
-      for (int p = 0; p < kMine; ++p) kept_range[p] = range[p];
+      for (int p = 0; p < kMine; ++p) kept_range[p] = ranges.clamp(range[p], token + p);
     }
     key = unit.first_key + tile * kTileKeys + row;
     int64_t const at = unit.out + (slab_of_unit * kTokens + first) * queries.out_stride_token + key;
@@ -243,7 +267,7 @@ struct Consumer {
       float const a = of.kept[p][0] + of.received[p][0];
       float const b = of.kept[p][kSides - 1] + of.received[p][kSides - 1];
       float const logit = ((my_side ? b : a) + __shfl_xor_sync(~0u, my_side ? a : b, 2)) * of.scale;
-      Range const sees = kKeepRanges ? kept_range[p] : range[p];
+      Range const sees = kKeepRanges ? kept_range[p] : ranges.clamp(range[p], token + p);
       bool const seen = of.valid && key >= sees.start && key < sees.end;
       if (p < tokens && key < queries.columns)
         store(out + p * queries.out_stride_token * out_bytes(), seen ? logit : __uint_as_float(0xff800000));

@@ -1,12 +1,12 @@
 // Logits of the lightning indexer on Hopper: keys are the rows of the products (M), queries times heads their columns.
 //
-//   producers    | where the part begins | tile 0 | tile 1 | ...          a warp: TMA, and small copies
+//   producers    | where the part begins | tile 0 | tile 1 | ...          a warp, or two by turns: TMA, small copies
 //                                        | Q, weights | ...               another
 //   consumer 0   |  product 0 | add columns | product 3 | add columns     of half a tile after another
 //                                           | finish 0  |                 the quads' sums, scale, range, store
 //   consumer 1   the same, while the tensor cores have nothing from 0
 //   consumer 2   the same
-//   fill         -inf where no query of a block sees a key                two warps
+//   fill         -inf where no query of a block sees a key                two warps, or one
 //
 // How the consumers share the work:
 //   ragged   each has a third of the queries, and all keys. A CTA has 384 columns, so that keys come from L2 only a
@@ -14,10 +14,11 @@
 //   paged    each takes every third tile, and all queries: there are few, and reading keys is what bounds the kernel.
 //
 // What bounds it (H200): power. With 64 heads the card holds 1.60 GHz, and a product of 64 keys and 128 columns takes
-// 410 cycles of an SM, 256 of them tensor work; sums and products share the registers' ports. Paged, keys of one token
-// come at the rate of a copy, 4.2 TB/s, once they come; with two, products take 490 cycles and are as long. One request
-// of 128K takes 7.7 us: 1.4 until the first tile is asked for, 1.2 until it is there, 3.3 until the last one is, 0.7
-// until the end, 1.1 until the next kernel knows of it.
+// 397 cycles of an SM, 256 of them tensor work; sums and products share the registers' ports. Paged, keys of one token
+// come at the rate of a copy, 4.2 TB/s, once they come; with two, products take 415 cycles and are as long. One request
+// of 128K takes 7.4 us: 2.2 until the first tile is there, 3.5 until the end, 1.7 until the next kernel knows of it.
+// A ragged call's start is code and reads that all CTAs fetch at once (start.cuh): with 4096 queries it takes 2 us
+// until a CTA knows its part (of 84, with 32 heads and 4096 keys).
 //
 // CTAs are persistent, and each has its part of the line of tiles (schedule.cuh). Every element of the output is
 // computed by one warp, in one order: bits do not depend on how the line is cut.
@@ -44,11 +45,13 @@ __global__ void __launch_bounds__(kThreads, 1)
     prefetch_tma_descriptor(&maps.q);
     Config::init_barriers(smem, kSplitQueries ? kConsumerWarps : kConsumerWarps / kConsumers);
   }
-  Finding how = Finding::kFew;
-  if (!are_few(params)) {
+  bool const few = are_few(params);
+  if (!few) {
+    Divisor const parts(gridDim.x);
+    if constexpr (kSplitQueries)
+      prefetch_tables<kWarps>(params.queries, params.keys, threadIdx.x / 32, threadIdx.x % 32);
     wait_for_grid_before();
-    how = how_to_find<kWarps>(params);
-    if (how == Finding::kSums) add_up(params.blocks, smem.sums);
+    find_start(params, parts, smem.sums, smem.start);
   }
   __syncthreads();
 
@@ -56,25 +59,30 @@ __global__ void __launch_bounds__(kThreads, 1)
   if (warpgroup < kConsumers) {
     cutlass::arch::warpgroup_reg_alloc<kConsumerRegisters>();
     wait_for_grid_before();
-    Consumer<Config, kSplitQueries>(params.queries, params.rings, smem, warpgroup).run();
+    Consumer<Config, typename Params::Ranges>(params.queries, params.blocks.ranges, params.rings, smem, warpgroup,
+                                              log2_box(params))
+        .run();
   } else {
     cutlass::arch::warpgroup_reg_dealloc<kOtherRegisters>();
     int const warp = __shfl_sync(~0u, threadIdx.x % 128 / 32, 0), lane = threadIdx.x % 32;
-    if (warp == 0) {
-      KeyProducer<Config, Params> producer(params, maps.keys, smem, lane);
-      wait_for_grid_before();
-      launch_dependent_grids();
-      producer.run(how);
-    } else if (warp == 1) {
-      wait_for_grid_before();
-      cutlass::arch::NamedBarrier::arrive_and_wait(kOtherThreads, kStartKnown);
-      UnitProducer<Config, Params>{params, maps.q, smem, lane}.run(how);
+    constexpr int kFillWarps = fill_warps<Config, typename Params::Ranges>;
+    bool const fills = warp >= 4 - kFillWarps;
+    KeyProducer<Config, Params> keys(params, maps.keys, smem, warp / 2, lane);  // of warp 0, and of 2 if there are two
+    if constexpr (!kSplitQueries)
+      if (fills) prefetch_tables<kFillWarps>(params.queries, params.keys, 3 - warp, lane);
+    wait_for_grid_before();
+    if (warp == 0) launch_dependent_grids();
+    if (few && warp == 0) keys.find_start();
+    if (few && warp != 0) cutlass::arch::NamedBarrier::arrive_and_wait(kOtherThreads, kStartKnown);
+    if (warp == 1) {
+      UnitProducer<Config, Params>{params, maps.q, smem, lane}.run();
+    } else if (fills) {
+      // Else its stores are ahead of the first loads in the queues to memory.
+      cutlass::arch::NamedBarrier::arrive_and_wait(kFirstUnitThreads<Config, typename Params::Ranges>,
+                                                   kFirstUnitLoaded);
+      fill<kFillWarps>(params, 3 - warp);
     } else {
-      if constexpr (!kSplitQueries)
-        prefetch_tables<kFillWarps>(params.keys, params.queries.batch, warp - kProducers, lane);
-      wait_for_grid_before();
-      cutlass::arch::NamedBarrier::arrive_and_wait(kOtherThreads, kStartKnown);
-      fill<kFillWarps>(params, warp - kProducers);
+      keys.run();
     }
   }
 #endif
