@@ -100,7 +100,7 @@ struct PagedLoader {
   int at;                 // box that lane 0 has
   int page, row;          // of this lane's box: its page, and its first key there
   uint32_t exist;         // bit i: box at + i has a page
-  uint8_t const* scales;  // of this lane's box, but for scale_key
+  uint8_t const* scales;  // of this lane's box
   int next_entry;         // as the table has it: what is not looked at need not have come
 
   template <class Params>
@@ -137,7 +137,7 @@ struct PagedLoader {
       smem.valid[stage] = exist >> before;
       full.arrive_and_expect_tx(Config::kTileBytes);
     }
-    __syncwarp();  // so that the loop is not unrolled; boxes may land before they are announced
+    // (Boxes may land before they are announced.)
     int const box = lane - before;
     if (unsigned(box) < unsigned(boxes))
       cute::SM90_TMA_LOAD_3D::copy(&map, reinterpret_cast<uint64_t*>(&full), hint,

@@ -38,34 +38,26 @@ SURVIVORS = (
         "The product overwrites accumulators that were not written since the last fence. That a fence also orders what "
         "has been read from registers is not modelled.",
         instruction=r"wgmma\.fence",
-        source=r"indexer_logits/sm90/consumer\.cuh:166 ",
+        source=r"indexer_logits/sm90/consumer\.cuh:182 ",
     ),
     Survivor(
-        "Bytes may land before they are announced, as the phase lasts until lane 0 has announced them and arrived. "
-        "Without it the compiler makes three copies of the loop for Hopper.",
-        instruction=r"bar\.warp\.sync",
-        source=r"indexer_logits/loaders\.cuh:131 ",
+        "Lets the fill warps begin when Q is there, which makes calls faster. Nothing that they do needs it.",
+        instruction=r"mbarrier\.try_wait|bar\.sync",
+        source=r"indexer_logits/sm90/(consumer\.cuh:77 |kernel\.cuh:81)",
     ),
     Survivor(
         "Serves instances with 8 and 16 heads, which read ranges to the end. The others have them in registers, and "
         "their lanes have met in shuffles since they read what is given back.",
         kernel=r"indexer_logits<\S+Config<(64|32), ",
         instruction=r"bar\.warp\.sync",
-        source=r"indexer_logits/sm90/consumer\.cuh:176 < \S+/consumer\.cuh:81 ",
-    ),
-    Survivor(
-        "Serves instances with several queries, whose ranges lanes write. This one has one query: lane 0 writes its "
-        "range and arrives, and copies of weights arrive on their own.",
-        kernel="Config<64, 128, 64>",
-        instruction=r"bar\.warp\.sync",
-        source=r"indexer_logits/sm90/producer\.cuh:57 ",
+        source=r"indexer_logits/sm90/consumer\.cuh:202 < \S+/consumer\.cuh:90 ",
     ),
     Survivor(
         "Lanes have parted, and the arrival behind it is an aligned one. The emulator waits for them there; the device "
         "does so only while the compiler has them meet.",
         kernel="topk_kernel<.*true>|sm90::indexer_logits",
         instruction=r"bar\.warp\.sync",
-        source=r"topk/team\.cuh:31 |indexer_logits/sm90/producer\.cuh:94 ",
+        source=r"topk/team\.cuh:31 |indexer_logits/sm90/producer\.cuh:102 ",
     ),
     Survivor(
         "PTX asks for none between products of one shape on the same accumulators. ptxas does, where a loop that waits "

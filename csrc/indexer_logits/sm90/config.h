@@ -29,7 +29,7 @@ template <class Ranges>
 constexpr bool split_queries = std::is_same_v<Ranges, RaggedRanges>;
 // The warps of the other warpgroup: keys, units (Q), keys or fill, fill. Each is on a scheduler of its own. Where tiles
 // come often (paged) and consumers are busy (128 columns), two warps load them by turns: were it one, its scheduler
-// would be so much busier that the consumers' other warps waited for the one there (12 % with two tokens of 64 heads).
+// would be so much busier that the consumers' other warps waited for the one there (3 % of a call with two tokens).
 template <class Config, class Ranges>
 constexpr int key_producers = split_queries<Ranges> || Config::kColumns < 128 ? 1 : 2;
 template <class Config, class Ranges>

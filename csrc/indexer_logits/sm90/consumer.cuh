@@ -119,10 +119,13 @@ struct Consumer {
         });
         if (pending) finish(last, half == 1 ? kHalf : kTileStep * kTileKeys - kHalf);
         pending = true;
-        read_scale(last, now, half);
+        if constexpr (!kKeepOperands) read_scale(last, now, half);
         warpgroup_wait<0>();
         warpgroup_fence_operand(acc);
-        if constexpr (kKeepOperands) operands.move_keys(half == 0 ? 1 : 2 * (stage - now) - 1);
+        if constexpr (kKeepOperands) {  // (What is read here comes while columns are added: 0.5 % of a paged call.)
+          read_scale(last, now, half);
+          operands.move_keys(half == 0 ? 1 : 2 * (stage - now) - 1);
+        }
         if (half == 1) release(smem.empty[now]);
         add_columns(acc, last);
       }

@@ -58,11 +58,8 @@ struct UnitProducer {
       bool const exists = t < unit.tokens;
       if constexpr (Params::Ranges::kStarts)
         copy_async<4>(&range[t].start, ranges.start_of(batch, unit.token + t), exists);
-      else
-        range[t].start = 0;
       copy_async<4>(&range[t].end, ranges.end_of(batch, unit.token + t), exists);
     }
-    __syncwarp();
     if (lane == 0) full.arrive();
     arrive_after_copies(full);
     if (++buffer == params.rings.buffers) {
@@ -112,6 +109,7 @@ struct KeyProducer {
     uint32_t phase = 1;  // all stages start out free
     walk(params, smem.start, [&](int block, Unit const& unit) {
       loader.open(block, unit, tile);
+#pragma unroll 1
       for (; tile < unit.tiles; tile += kTurns) {
         smem.empty[stage].wait(phase);
         loader.load(stage, unit.first_key + tile * kTileKeys);
