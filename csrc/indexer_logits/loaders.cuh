@@ -1,8 +1,8 @@
 // How a tile of keys comes into shared memory: from a row of keys, or from the pages of a cache. By one warp.
 //
-//   open(block, unit, t)  before the tiles of a unit, of which tile t is this warp's first
-//   load(stage, key)      the tile that begins with this key: each lane's arrival at full[stage] when its copies land,
-//                         and the first lane's with the bytes that TMA brings
+//   open(block, unit, t)  before the tiles of a unit, of which tile t is this warp's first, and every kTurns'th its own
+//   load(stage, key)      its next tile, which begins with this key: each lane's arrival at full[stage] when its copies
+//                         land, and the first lane's with the bytes that TMA brings
 #pragma once
 
 #include <cuda.h>
@@ -82,9 +82,10 @@ __device__ __forceinline__ int log2_box(Params const& params) {
 // A tile is kTileKeys / box boxes of keys that lie in one page each. The block table is read for 32 boxes at a time,
 // one a lane, which then loads its box; a box without a page has page -1, where TMA finds zeros and reads nothing. The
 // entries for the next 32 boxes are read ahead. What a tile takes is kept short: consumer warps share the scheduler.
-template <class Config>
+template <class Config, int kTurns>
 struct PagedLoader {
   using Shared = typename Config::SharedStorage;
+  static_assert(32 % (kTurns * kTileKeys / kGroupKeys) == 0);
 
   PagedIndexerKeys const& keys;
   Blocks<PagedRanges> const& blocks;
@@ -97,7 +98,7 @@ struct PagedLoader {
   uint64_t const hint;  // keys that no other block reads leave L2 first: 3 % of a long call
   int32_t const* table;
   int end;                // of the boxes that some query sees; entries of the table past it are not read
-  int at;                 // box that lane 0 has
+  int at, before;         // box that lane 0 has, and how many lanes have boxes of tiles before
   int page, row;          // of this lane's box: its page, and its first key there
   uint32_t exist;         // bit i: box at + i has a page
   uint8_t const* scales;  // of this lane's box
@@ -121,17 +122,17 @@ struct PagedLoader {
     table = keys.block_table + blocks.batch_of(block) * keys.table_stride_batch;
     end = ((unit.end_key - 1) >> shift) + 1;
     at = (unit.first_key + first_tile * kTileKeys) >> shift;
+    before = 0;
     int const entry = entry_of(at + lane);
     take(entry);
   }
 
-  __device__ __forceinline__ void load(int stage, int key) {
-    int const first = key >> shift;
-    if (first == at + 32) {
-      at = first;
+  __device__ __forceinline__ void load(int stage, int) {
+    if (before == 32) {
+      at += 32;
+      before = 0;
       take(next_entry);
     }
-    int const before = first - at;  // lanes with boxes of tiles before
     Barrier& full = smem.full[stage];
     if (lane == 0) {
       smem.valid[stage] = exist >> before;
@@ -147,6 +148,7 @@ struct PagedLoader {
                               ((4 * lane & ((1 << shift) - 1)) * int(sizeof(float)));
     copy_async<16>(&smem.scale[stage][4 * lane], scale, exist >> from & 1);
     arrive_after_copies(full);
+    before += kTurns * boxes;
   }
 
  private:
@@ -196,7 +198,9 @@ __device__ __forceinline__ void prefetch_tables(IndexerQueries const& q, Indexer
   prefetch_line(keys.end + at * keys.end_stride);
 }
 
-template <class Config, class Ranges>
-using LoaderOf = std::conditional_t<std::is_same_v<Ranges, PagedRanges>, PagedLoader<Config>, RaggedLoader<Config>>;
+// Of one of kTurns warps that load tiles by turns.
+template <class Config, class Ranges, int kTurns = 1>
+using LoaderOf =
+    std::conditional_t<std::is_same_v<Ranges, PagedRanges>, PagedLoader<Config, kTurns>, RaggedLoader<Config>>;
 
 }  // namespace dsa::indexer

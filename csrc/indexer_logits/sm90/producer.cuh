@@ -88,7 +88,7 @@ struct KeyProducer {
   typename Config::SharedStorage& smem;
   int const turn, lane;
   Divisor const parts;
-  LoaderOf<Config, typename Params::Ranges> loader;
+  LoaderOf<Config, typename Params::Ranges, kTurns> loader;
 
   __device__ __forceinline__ KeyProducer(Params const& params, CUtensorMap const& map,
                                          typename Config::SharedStorage& smem, int turn, int lane)
