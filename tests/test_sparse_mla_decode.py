@@ -136,16 +136,17 @@ def test_few_queries_for_each_multiprocessor(ctas, teams, h_q, format, device, m
         queries = multiprocessors() // (head_blocks * ctas * teams) * 3 // 4
     else:
         multiprocessors(head_blocks * ctas * teams)
-    # Keys for all CTAs but the last ones; then hardly any, and lengths of all kinds.
+    # Keys for all CTAs but the last ones; then hardly any, and lengths of all kinds; then columns of all magnitudes.
     options = {"batch": max(queries, 1), "h_q": h_q, "format": format, "slots": 3000}
     for case in (
         Case(**options, topk=128 * ctas + 70, attn_sink="edge"),
         Case(**options, topk=128 * ctas, **TRICKY, **EXTRA),
         Case(**options, topk=128 * ctas, topk_length="edge", indices="some_none", poison=True),
+        Case(**options, topk=128 * ctas, scales="ue8m0" if format == "bf16" else "range"),
     ):
         inputs = make_inputs(case, device)
         expected = run(inputs)
-        verify(expected, inputs)
+        verify(expected, inputs, bf16_weights=case.scales == "range" or None)
         assert same_bits(run(inputs), expected)
 
 

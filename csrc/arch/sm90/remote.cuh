@@ -20,17 +20,12 @@ __device__ __forceinline__ void arrive_remotely(uint32_t barrier) {
   asm volatile("mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%0];" ::"r"(barrier) : "memory");
 }
 
-// Asynchronous stores; the barrier, in the same CTA as `address`, receives their bytes.
-__device__ __forceinline__ void store_remotely(uint32_t address, float4 v, uint32_t barrier) {
+// An asynchronous store; the barrier, in the same CTA as `address`, receives their bytes.
+__device__ __forceinline__ void store_remotely(uint32_t address, uint4 v, uint32_t barrier) {
   asm volatile(
-      "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.f32 [%0], {%1, %2, %3, %4}, [%5];" ::"r"(address),
-      "f"(v.x), "f"(v.y), "f"(v.z), "f"(v.w), "r"(barrier)
+      "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.b32 [%0], {%1, %2, %3, %4}, [%5];" ::"r"(address),
+      "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w), "r"(barrier)
       : "memory");
-}
-__device__ __forceinline__ void store_remotely(uint32_t address, float v, uint32_t barrier) {
-  asm volatile("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.f32 [%0], %1, [%2];" ::"r"(address), "f"(v),
-               "r"(barrier)
-               : "memory");
 }
 
 // Until the phase of that parity is over; what other CTAs did before they arrived is seen then.

@@ -18,35 +18,9 @@ template <class Format, int kHeads>
 using Config = few_heads::Config<Format::kHeadDim, kHeads, kProducerWarps,
                                  Format::kNope == 0 ? few_heads::kAllTiles : Format::kNope / kTileCols>;
 
-// The consumers' blocks by turns.
-class Walk {
- public:
-  __device__ __forceinline__ explicit Walk(DecodeRange const (&ranges)[2]) : latest_(ranges[1]), other_(ranges[0]) {}
-
-  __device__ __forceinline__ Walk fetch(int) const { return *this; }
-  __device__ __forceinline__ void put(int, int, Walk const& walk) { *this = walk; }
-
-  __device__ __forceinline__ bool next(DecodeParams const& params, KeyBlock& block, int& consumer) {
-#pragma unroll 1
-    for (int i = 0; i < 2; ++i) {
-      KeyWalk const other = other_;
-      other_ = latest_;
-      latest_ = other;
-      turn_ ^= 1;
-      consumer = turn_;
-      if (latest_.next(params, block)) return true;
-    }
-    return false;
-  }
-
- private:
-  KeyWalk latest_, other_;
-  int turn_ = 1;  // latest_'s consumer
-};
-
 template <class Format, int kHeads>
 struct SharedStorage : Config<Format, kHeads>::SharedStorage {
-  BatchRows<Format> batches[kProducerWarps];
+  LineWalk<2>::Walks walks[kProducerWarps];
   DecodeRange ranges[2];  // of each consumer
 };
 static_assert(sizeof(SharedStorage<KvV32, 16>) <= 227 * 1024 && sizeof(SharedStorage<KvV4, 16>) <= 227 * 1024);
@@ -104,7 +78,7 @@ __global__ void __launch_bounds__(kDecodeThreads, 1)
         .run(DecodeWork(params, warpgroup, smem.ranges[warpgroup]));
   } else {
     cutlass::arch::warpgroup_reg_dealloc<kProducerRegisters>();
-    DecodeProducer<Format, Walk, Sink<Config>>(params, Walk(smem.ranges), Sink<Config>(smem), smem.batches).run();
+    DecodeProducer<Format, LineWalk<2>, Sink<Config>>(params, {smem.ranges, smem.walks}, Sink<Config>(smem)).run();
   }
 #endif
 }

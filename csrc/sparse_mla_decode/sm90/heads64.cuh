@@ -1,12 +1,13 @@
 // Sparse MLA decode on Hopper, 64 heads of one query a tile. attention/sm90/heads64/consumer.cuh draws the pipeline;
 // producer.cuh fills its key buffers from a cache.
 //
-// What bounds it: the producers. A pair of blocks of 64 keys is 4352 cycles of products and takes 8000 (H200), in which
-// their warps wait for codes, for registers of stores that are queued behind what Q K^T reads, and for halves of blocks
-// that come back late (docs/design-notes.md has the figures). Small batches are bound by the latency of one pass: one
-// request of 2048 keys and 128 heads takes 16 us, of which 3 pass until a CTA knows its share after the kernel before,
-// 4 until its first keys are there, 4.5 in their scores, softmax and values, 3 until the team's outputs have come, 1.5
-// until they are added up.
+// What bounds it: the producers. A pair of blocks of 64 keys is 4352 cycles of products and takes about 9000 (H200, 128
+// requests), in which their warps spend a quarter of the time between blocks, a fifth each on halves of blocks that
+// come back late and on registers of stores that are queued behind what Q K^T reads, a twelfth on codes
+// (docs/design-notes.md has the figures). Small batches are bound by the latency of one pass: one request of 2048 keys
+// and 128 heads takes 12.7 us, of which 1.5 pass until a CTA knows that the kernel before has ended, 3 until its first
+// keys are there, 2 until it has all, 2 in the last ones' scores, softmax and values, 2.5 until the team's outputs have
+// come, 1 until they are added up.
 //
 // A CTA has a part of the plan's line, or, where there are few queries for the device, a share of one query's keys in a
 // team (team.cuh).
@@ -22,12 +23,15 @@
 #include "attention/sm90/heads64/odd_consumer.cuh"
 #include "launch.h"
 #include "producer.cuh"
-#include "team.cuh"
+#include "team_work.cuh"
 
 namespace dsa::sm90::decode_heads64 {
 
 // 2 * (192 + 64) = 512 a lane of four warpgroups: all there are.
-constexpr int kConsumerRegisters = 192, kProducerRegisters = 64;
+template <int kColumnCtas>
+constexpr uint32_t kConsumerRegisters = kColumnCtas == 1 ? 192 : 144;
+template <int kColumnCtas>
+constexpr uint32_t kProducerRegisters = 256 - kConsumerRegisters<kColumnCtas>;
 
 // A warp's arrival for what it has written, a thread's where there are copies.
 constexpr int kWritten = kProducerWarps, kCopied = kProducerWarps * 33;
@@ -37,10 +41,12 @@ using Config =
 
 template <class Format, int kColumnCtas>
 struct SharedStorage : Config<Format, kColumnCtas>::SharedStorage {
-  KeyWalk walks[kProducerWarps];
-  BatchRows<Format> batches[kProducerWarps];
-  TeamBarriers team;
-  DecodeRange range;
+  union {
+    LineWalk<1>::Walks walks[kProducerWarps];
+    KeyRun team_keys[kProducerWarps];  // of the second cache
+  };
+  TeamShared team;
+  DecodeRange range[1];
 };
 // What comes from the team takes the place of Q, keys and probabilities.
 template <class Config>
@@ -48,46 +54,26 @@ constexpr bool kInboxFits = sizeof(TeamInbox<Config>) <= offsetof(typename Confi
 static_assert(kInboxFits<Config<KvV32, 1>> && kInboxFits<Config<KvV4, 1>> && kInboxFits<Config<KvBf16, 1>>);
 static_assert(sizeof(SharedStorage<KvV32, 1>) <= 227 * 1024 && sizeof(SharedStorage<KvV4, 1>) <= 227 * 1024);
 
-// A producer warp's walk lies in shared memory: registers are scarce, and it is looked at once in a few blocks.
-class Walk {
- public:
-  struct Cursor : KeyWalk {
-    __device__ __forceinline__ bool next(DecodeParams const& params, KeyBlock& block, int& consumer) {
-      consumer = 0;
-      return KeyWalk::next(params, block);
-    }
-  };
-
-  __device__ __forceinline__ Walk(DecodeRange const& range, KeyWalk (&walks)[kProducerWarps]) : walks_(walks) {
-    put(threadIdx.x / 32 % kProducerWarps, threadIdx.x % 32, {KeyWalk(range)});
-    __syncwarp();
-  }
-
-  __device__ __forceinline__ Cursor fetch(int warp) const {
-    Cursor const cursor{walks_[warp]};
-    __syncwarp();  // all lanes have it
-    return cursor;
-  }
-  __device__ __forceinline__ void put(int warp, int lane, Cursor const& cursor) {
-    if (lane == 0) walks_[warp] = cursor;
-  }
-
- private:
-  KeyWalk (&walks_)[kProducerWarps];
-};
-
-// Of four tiles of codes ahead: the fewest with which a kernel spills nothing, or 8 bytes (v4).
-template <class Format>
-constexpr int kLateTiles = std::is_same_v<Format, KvV4> ? 1 : 2;
+// Tiles of codes that are loaded ahead, and how many of these only when their block is the next to be filled: as many
+// as registers allow, and what was fastest.
+template <int kColumnCtas>
+constexpr int kAheadTiles = kColumnCtas == 1 ? 4 : 8;
+template <bool kTeam, int kColumnCtas>
+constexpr int kLateTiles = kColumnCtas == 1 && kTeam ? 1 : 0;
 
 // The two key buffers by turns; their halves are the groups.
-template <class Config, int kLate_>
+template <class Config, int kAhead_, int kLate_>
 struct Sink {
-  static constexpr int kAhead = 4, kLate = kLate_;
+  static constexpr int kAhead = kAhead_, kLate = kLate_;
   static constexpr int kGroups = 2;
   static constexpr int group_begin(int g) { return g * heads64::kHalfTiles; }
   static constexpr int group_end(int g) { return g == 0 ? heads64::kHalfTiles : Config::kTiles; }
-  static constexpr int column_tile(int position) { return position; }
+  // Of the right half the last tile comes first: it is copied, and on its way while the others are converted.
+  static constexpr int column_tile(int position) {
+    return position < heads64::kHalfTiles    ? position
+           : position == heads64::kHalfTiles ? Config::kTiles - 1
+                                             : position - 1;
+  }
 
   typename Config::SharedStorage& smem;
   uint32_t block = 0;
@@ -97,7 +83,9 @@ struct Sink {
   __device__ __forceinline__ void wait(int, int g) {
     smem.empty[buffer()][g].wait(block / 2 % 2 ^ 1);  // both buffers start out free
   }
-  __device__ __forceinline__ bf16* tile(int, int position) { return smem.k[buffer()] + position * kTileElements; }
+  __device__ __forceinline__ bf16* tile(int, int position) {
+    return smem.k[buffer()] + column_tile(position) * kTileElements;
+  }
   __device__ __forceinline__ uint8_t* valid_rows(int) { return reinterpret_cast<uint8_t*>(&smem.valid[buffer()]); }
   __device__ __forceinline__ Barrier& full(int, int g) { return smem.full[buffer()][g]; }
   __device__ __forceinline__ void next_block(int) { ++block; }
@@ -117,31 +105,34 @@ __global__ void __launch_bounds__(kDecodeThreads, 1)
   using Work = std::conditional_t<kTeam, TeamWork<Config, Shared>, DecodeWork>;
   if (threadIdx.x == 32) {
     Config::init_barriers(smem);
-    if constexpr (kTeam) smem.team.init(params.team, TeamInbox<Config>::bytes(params));
+    if constexpr (kTeam) smem.team.init(params, TeamInbox<Config>::bytes(params));
   }
-  DecodeRange range;
+  std::conditional_t<kTeam, TeamShare, DecodeRange> share;
   if constexpr (kTeam) {
     cluster_arrive();
     cluster_wait();
-    range = Work::range_after_grid_before(params);
+    share = Work::share_after_grid_before(params);
   } else {
-    look_up_after_grid_before([&] { return Work::range_of_cta(params); }, &smem.range, 32);
-    range = smem.range;
+    look_up_after_grid_before([&] { return Work::range_of_cta(params); }, smem.range, 32);
+    share = smem.range[0];
   }
 
   launch_dependent_grids();  // not earlier: combine.cu looks at the plan as soon as it starts
 
   int const warpgroup = __shfl_sync(~0u, threadIdx.x / 128, 0);
   if (warpgroup == 0) {
-    cutlass::arch::warpgroup_reg_alloc<kConsumerRegisters>();
-    heads64::EvenConsumer<Config, Work>(params, maps, smem).run(Work(params, range));
+    cutlass::arch::warpgroup_reg_alloc<kConsumerRegisters<kColumnCtas>>();
+    heads64::EvenConsumer<Config, Work>(params, maps, smem).run(Work(params, share));
   } else if (warpgroup == 1) {
-    cutlass::arch::warpgroup_reg_alloc<kConsumerRegisters>();
-    heads64::OddConsumer<Config, Work>(params, maps, smem).run(Work(params, range));
+    cutlass::arch::warpgroup_reg_alloc<kConsumerRegisters<kColumnCtas>>();
+    heads64::OddConsumer<Config, Work>(params, maps, smem).run(Work(params, share));
   } else {
-    cutlass::arch::warpgroup_reg_dealloc<kProducerRegisters>();
-    using Sink = Sink<Config, kLateTiles<Format>>;
-    DecodeProducer<Format, Walk, Sink>(params, Walk(range, smem.walks), Sink(smem), smem.batches).run();
+    cutlass::arch::warpgroup_reg_dealloc<kProducerRegisters<kColumnCtas>>();
+    using Sink = Sink<Config, kAheadTiles<kColumnCtas>, kLateTiles<kTeam, kColumnCtas>>;
+    if constexpr (kTeam)
+      DecodeProducer<Format, TeamWalk, Sink>(params, {share, smem.team_keys}, Sink(smem)).run();
+    else
+      DecodeProducer<Format, LineWalk<1>, Sink>(params, {smem.range, smem.walks}, Sink(smem)).run();
   }
 #endif
 }
@@ -180,11 +171,12 @@ Team team_for(SparseMlaDecodeParams const& p) {
   if (int64_t(shape.queries) * shape.head_blocks() > sms) return {};
   int const tiles = shape.queries * shape.head_blocks(), units = shape.most_units(), parts = shape.parts(sms);
   // The longest part that the queries would be cut into (even_cut). Parts, which another kernel adds up, take in the
-  // end about two units' time more than a team does.
+  // end about as many units' time more than a team does.
+  constexpr int kPartsCost = 3;
   int const pieces = std::min(parts / shape.queries, units);
   int const longest = std::min((units + pieces - 1) / pieces, shape.queries * units / parts + kSecondUnits);
   for (int const ctas : kTeams) {
-    if (ctas > units || (units + ctas - 1) / ctas >= longest + 2) continue;
+    if (ctas > units || (units + ctas - 1) / ctas >= longest + kPartsCost) continue;
     // (Not sixteen with all columns: eight with half of them each are faster.)
     for (int column_ctas = 2; column_ctas > ctas / kLargestTeam; --column_ctas) {
       Team const team{ctas, column_ctas};

@@ -5,46 +5,38 @@
 
 namespace dsa::sm90 {
 
-// A block's place among a query's keys.
-struct KeyBlock {
-  int32_t const* idx;  // of the block's first key
-  int count;           // keys that count; at most 0: all masked
+// Blocks that follow each other among a query's keys, in one cache.
+struct KeyRun {
+  int32_t const* idx;  // of the next block's first key
+  int count;           // keys from there on that count; at most 0: all masked
+  int blocks = 0;      // that are left
   int selection;       // of the caches
+
+  __device__ __forceinline__ void pass() {
+    idx += kBlockK;
+    count -= kBlockK;
+    --blocks;
+  }
 };
 
-// All blocks of one worker's tiles. Producers have few registers: they keep a run of blocks, all in one tile and one
-// cache, and work out the next run from its place.
+// All blocks of one worker's tiles, a run at a time: each in one tile and one cache.
 class KeyWalk {
  public:
   __device__ __forceinline__ explicit KeyWalk(DecodeRange const& range) : left_(range) {}
 
-  // Whether there is another.
-  __device__ __forceinline__ bool next(DecodeParams const& params, KeyBlock& block) {
-    if (blocks_ == 0) open_run(params);
-    if (blocks_ == kFinished) return false;
-    block = run_;
-    run_.idx += kBlockK;
-    run_.count -= kBlockK;
-    --blocks_;
-    return true;
-  }
-
- private:
-  static constexpr int kFinished = -1, kFirst = -1, kTileDone = -2;
-
-  __device__ __forceinline__ void open_run(DecodeParams const& params) {
-    if (block_ == kTileDone && ends_with_query() && !params.batch_invariant) {
-      blocks_ = kFinished;  // without a look at lengths, for which the first loads of indices would wait
-      return;
-    }
+  // The next one; without any blocks when there is none.
+  __device__ __forceinline__ KeyRun next_run(DecodeParams const& params) {
+    // (Without a look at lengths, for which the first loads of indices would wait.)
+    if (block_ == kTileDone && ends_with_query() && !params.batch_invariant) block_ = kFinished;
+    if (block_ == kFinished) return {};
     DecodeWork work(params, 0, 0, left_);  // (which part does not matter here)
     if (block_ == kTileDone) {
       work.advance();
       block_ = kFirst;
     }
     if (work.done()) {
-      blocks_ = kFinished;
-      return;
+      block_ = kFinished;
+      return {};
     }
     DecodeTile const tile = work.tile();
     left_ = work.left();
@@ -54,12 +46,15 @@ class KeyWalk {
     bool const second = block_ >= first_blocks;
     int const begin = (block_ - (second ? first_blocks : 0)) * kBlockK;
     int64_t const query = second ? offset(tile, params.keys[1]) : offset(tile, params.keys[0]);
-    run_ = {(second ? params.keys[1].idx : params.keys[0].idx) + query + begin,
-            (second ? tile.length[1] : tile.length[0]) - begin, int(second)};
     int const end = second ? tile.end_block : min(tile.end_block, first_blocks);
-    blocks_ = end - block_;
+    KeyRun const run = {(second ? params.keys[1].idx : params.keys[0].idx) + query + begin,
+                        (second ? tile.length[1] : tile.length[0]) - begin, end - block_, int(second)};
     block_ = end == tile.end_block ? kTileDone : end;
+    return run;
   }
+
+ private:
+  static constexpr int kFinished = -3, kFirst = -1, kTileDone = -2;
 
   // Whether what is left of the part is of one query.
   __device__ __forceinline__ bool ends_with_query() const {
@@ -70,8 +65,6 @@ class KeyWalk {
     return tile.batch * keys.idx_stride_batch + tile.token * keys.idx_stride_token;
   }
 
-  KeyBlock run_;        // its next block
-  int blocks_ = 0;      // that it has left
   int block_ = kFirst;  // where the next run begins, among its query's blocks, or the tile's end
   DecodeRange left_;    // of the part, from the run's tile on
 };

@@ -54,7 +54,8 @@ cudaError_t launch_decode(Kernel* kernel, int shared_bytes, int tile_heads, int 
   int device = 0, sms = 0;
   if (cudaError_t e = cudaGetDevice(&device)) return e;
   if (cudaError_t e = cudaDeviceGetAttribute(&sms, cudaDevAttrMultiProcessorCount, device)) return e;
-  DecodeParams const params{p, shape, shape.parts(sms), team.ctas, team.column_ctas};
+  auto const pages = [&](int i) { return cutlass::FastDivmod(std::max(p.keys[i].cache.layout.page_size, 1)); };
+  DecodeParams const params{p, shape, shape.parts(sms), team.ctas, team.column_ctas, {pages(0), pages(1)}};
   TensorMaps maps;
   if (cudaError_t e = encode_maps(maps, p, tile_heads, out_heads)) return e;
   if (cudaError_t e = allow(kernel, shared_bytes, team.ctas)) return e;

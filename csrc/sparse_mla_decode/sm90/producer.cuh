@@ -1,15 +1,15 @@
 // The two producer warpgroups: they fill key tiles with bf16, from the rows of a cache that idx names.
 //
 // Bytes come in steps, so that no warp waits for memory:
-//   5 to 8 blocks ahead    indices are loaded, of four blocks at a time
-//   1 to 4 blocks ahead    these blocks' rows are found
-//   a block ahead          a block's rows are fetched into L2, and its scales loaded into registers
+//   two blocks ahead       a block's indices are loaded, by the lanes that will need them
+//   a block ahead          its rows are found and fetched into L2, and its scales loaded into registers
 //   half to a block ahead  codes are: kAhead tiles
 //   then                   codes become bf16 in shared memory; RoPE columns, and all of a bf16 cache, are copied
+// (To look rows up for four blocks at a time, and hand them over in shared memory, takes fewer instructions and longer:
+// every access there queues behind the products' operands.)
 //
-// Walk: where the warp is in its work; fetch() and put() a cursor, whose next(params, block, consumer) gives the blocks
-// in order, with the consumer that each is for. Between put() and the next fetch() the warp synchronises. Sink: the
-// tiles that a block goes to, in groups:
+// Walk: where the warp is in its work; take(params, lane, index) tells what the next block is, with the consumer that
+// it is for, and gives every lane its index. Sink: the tiles that a block goes to, in groups:
 //   kAhead                                  tiles of codes that are loaded ahead, into registers: 4 KB a CTA each
 //   kLate                                   of these, loaded only when their block is the next to be filled: until then
 //                                           there are registers for less
@@ -38,33 +38,28 @@ struct DecodeProducer {
   Walk walk;
   Sink sink;
   Lane self;
-  BatchRows<Format> (&batches)[kProducerWarps];
-  BatchBlocks blocks;  // that the batch has left
-  BatchIndices<Format> later;
   BlockRows<Format> now, next;
   uint4 codes[kAhead];
   uint32_t factor;  // of the tile that is being filled
 
-  __device__ __forceinline__ DecodeProducer(DecodeParams const& params, Walk const& walk, Sink const& sink,
-                                            BatchRows<Format> (&batches)[kProducerWarps])
-      : params(params), walk(walk), sink(sink), batches(batches) {}
+  __device__ __forceinline__ DecodeProducer(DecodeParams const& params, Walk const& walk, Sink const& sink)
+      : params(params), walk(walk), sink(sink) {}
 
   __device__ __forceinline__ void run() {
-    blocks.bits = BatchBlocks::kEnd;
-    later.load(params, walk, batches[self.warp()], self);
+    int index;
+    uint32_t block = walk.take(params, self, index);
     for (;;) {
       self.forget();
-      if (blocks.empty()) {
-        blocks = later.resolve(params, batches[self.warp()], self);
-        later.load(params, walk, batches[self.warp()], self);
-      }
-      next.open(params, blocks, batches[self.warp()], self);
-      blocks.pass();
-      if (now.exists())
+      next.open(params, block, index, self);
+      if (block != 0) block = walk.take(params, self, index);
+      if (now.exists()) {
+        next.prefetch(self);
         fill_block();
-      else
+      } else {  // the first block is loaded at once, and what of it waits for registers fetched behind that
         cute::for_each(cute::make_seq < kCodeTiles == 0 ? 0 : kEarly > {},
                        [&](auto turn) { load_codes<decltype(turn)::value>(next); });
+        next.prefetch(self);
+      }
       now = next;
       if (!now.exists()) break;
     }

@@ -48,128 +48,121 @@ class Lane {
   uint32_t thread_;
 };
 
-constexpr int kBatch = 4;
+// What a block is, in bits: 0 if there is none.
+struct BlockKind {
+  static constexpr uint32_t kExists = 1, kSecondCache = 2, kOddConsumer = 4;
 
-// What four blocks are: from which cache and for which consumer, four bits each.
-struct BatchBlocks {
-  static constexpr uint32_t kEnd = 1;  // all that is left of the batch when it has been used up
-
-  uint32_t bits = kEnd << 4 * kBatch;  // of the next block, in the lowest; 0: there is none
-
-  __device__ __forceinline__ bool empty() const { return bits == kEnd; }
-  // Of the next block: what it is, and which of the batch.
-  __device__ __forceinline__ uint32_t what() const { return bits & 15; }
-  __device__ __forceinline__ int number() const { return kBatch - (31 - __clz(int(bits))) / 4; }
-  __device__ __forceinline__ void pass() { bits >>= 4; }
-
-  __device__ __forceinline__ void add(int i, int selection, int consumer) {
-    bits |= (1u | selection << 1 | consumer << 2) << i * 4;
+  static __device__ __forceinline__ uint32_t of(KeyRun const& run, int consumer) {
+    return kExists | uint32_t(run.selection) * kSecondCache | uint32_t(consumer) * kOddConsumer;
   }
-  static __device__ __forceinline__ bool second_cache(uint32_t block) { return block & 2; }
 };
 
-// A warp's rows of four blocks, in shared memory: row r of block i at 8 i + r.
-template <class Format>
-struct BatchRows {
-  static constexpr uint32_t kMasked = ~0u;
+// The thread's index in the next block of a run: -1 if its key does not count.
+__device__ __forceinline__ int load_index(KeyRun const& run, Lane const& self) {
+  int const place = self.warp() * kWarpRows + self.row();
+  return place < run.count ? __ldg(run.idx + place) : -1;
+}
 
-  uint32_t at16[kBatch * kWarpRows];  // places in the cache, in 16 bytes; kMasked: the row does not count
-  uint32_t scales_at8[Format::kScalesInLine ? 1 : kBatch * kWarpRows];  // of its scales, in 8 bytes
-  BatchBlocks later;                                                    // what the next four are
-};
+// Where a producer warp is in the work of its CTA: the blocks of one worker, or of the two consumers by turns. The
+// walks lie in shared memory: they are needed once a run, and registers are scarce.
+template <int kWorkers>
+class LineWalk {
+ public:
+  struct Walks {
+    KeyWalk of[kWorkers];
+  };
 
-// Blocks whose indices are on their way: lane l has row 8 w + l % 8 of block l / 8.
-template <class Format>
-struct BatchIndices {
-  int index = -1;
-
-  template <class Walk>
-  __device__ __forceinline__ void load(DecodeParams const& params, Walk& walk, BatchRows<Format>& rows,
-                                       Lane const& self) {
-    BatchBlocks blocks;
-    KeyBlock mine{nullptr, 0, 0};
-    auto cursor = walk.fetch(self.warp());
-#pragma unroll 1
-    for (int i = 0; i < kBatch; ++i) {
-      KeyBlock block;
-      int consumer;
-      if (!cursor.next(params, block, consumer)) break;
-      blocks.add(i, block.selection, consumer);
-      if (self.lane() / kWarpRows == i) mine = block;
-    }
-    if (self.lane() == 0) rows.later = blocks;
-    walk.put(self.warp(), self.lane(), cursor);
-    int const place = self.warp() * kWarpRows + self.lane() % kWarpRows;
-    index = place < mine.count ? __ldg(mine.idx + place) : -1;
-  }
-
-  // From indices to places; returns what the blocks are.
-  __device__ __forceinline__ BatchBlocks resolve(DecodeParams const& params, BatchRows<Format>& rows,
-                                                 Lane const& self) const {
-    __syncwarp();  // what they are is written, and nobody reads the rows of the batch before
-    BatchBlocks const blocks = rows.later;
-    rows.at16[self.lane()] = BatchRows<Format>::kMasked;
-    bool const second = BatchBlocks::second_cache(blocks.bits >> self.lane() / kWarpRows * 4);
-    KvCache const c = second ? params.keys[1].cache : params.keys[0].cache;
-    if (uint32_t(index) < uint32_t(c.slots)) {
-      KvFields const fields = kv_fields<Format>(c.layout, index);
-      rows.at16[self.lane()] = uint32_t(fields.codes >> 4);
-      if constexpr (!Format::kScalesInLine) rows.scales_at8[self.lane()] = uint32_t(fields.scales >> 3);
-    }
+  __device__ __forceinline__ LineWalk(DecodeRange const (&ranges)[kWorkers], Walks (&walks)[kProducerWarps])
+      : walks_(walks[threadIdx.x / 32 % kProducerWarps]) {
+    if (threadIdx.x % 32 < kWorkers) walks_.of[threadIdx.x % 32] = KeyWalk(ranges[threadIdx.x % 32]);
     __syncwarp();
-    return blocks;
   }
+
+  // What the next block is, and this thread's index in it.
+  __device__ __forceinline__ uint32_t take(DecodeParams const& params, Lane const& self, int& index) {
+    for (int i = 0; i < kWorkers; ++i) {
+      if constexpr (kWorkers == 2) {
+        KeyRun const other = runs_[1];
+        runs_[1] = runs_[0];
+        runs_[0] = other;
+        turn_ ^= 1;
+      }
+      if (runs_[0].blocks == 0) open_run(params, self);
+      if (runs_[0].blocks == 0) continue;
+      index = load_index(runs_[0], self);
+      uint32_t const kind = BlockKind::of(runs_[0], turn_);
+      runs_[0].pass();
+      return kind;
+    }
+    index = -1;
+    return 0;
+  }
+
+ private:
+  __device__ __forceinline__ void open_run(DecodeParams const& params, Lane const& self) {
+    KeyWalk walk = walks_.of[turn_];
+    __syncwarp();  // all lanes have it
+    runs_[0] = walk.next_run(params);
+    if (self.lane() == 0) walks_.of[turn_] = walk;
+    __syncwarp();
+  }
+
+  Walks& walks_;
+  KeyRun runs_[kWorkers];    // the latest one's, and the other's
+  int turn_ = kWorkers - 1;  // whose the latest is
 };
 
 // One block's rows, as a thread sees them: its quarter of row 8 w + l / 4.
 template <class Format>
 struct BlockRows {
-  using Batch = BatchRows<Format>;
   // Scales are fetched by words: all of v32's four, or the two that hold v4's bytes.
   static constexpr int kWords = Format::kScaleBytes == 4 ? 4 : 2;
 
-  static constexpr uint32_t kCounts = 16;
+  static constexpr uint32_t kCounts = 8;
   // The exponent whose factor is -0: rows that do not count become 0.
   static constexpr uint32_t kZeroExponent = 136;
   static_assert(simple_factor(kZeroExponent) == 0x80008000);
 
-  uint32_t what = 0;   // as in BatchBlocks, 0: there is no block; and kCounts if the row counts
+  uint32_t kind = 0;   // BlockKind's bits, and kCounts if the row counts
   char const* mine;    // the thread's bytes of its first code tile
   uint32_t word;       // of the row's scales, the (l % kWords)-th
   uint32_t exponents;  // of v32's scales, biased, a byte each; once they are spread
 
-  __device__ __forceinline__ bool exists() const { return what != 0; }
-  __device__ __forceinline__ int consumer() const { return what >> 2 & 1; }
-  __device__ __forceinline__ bool counts() const { return what & kCounts; }
+  __device__ __forceinline__ bool exists() const { return kind != 0; }
+  __device__ __forceinline__ int consumer() const { return kind / BlockKind::kOddConsumer & 1; }
+  __device__ __forceinline__ bool counts() const { return kind & kCounts; }
 
-  // The next of a batch.
-  __device__ __forceinline__ void open(DecodeParams const& params, BatchBlocks const& blocks, Batch const& batch,
-                                       Lane const& self) {
-    int const at = blocks.number() * kWarpRows + self.row();
-    what = blocks.what();
-    uint32_t const at16 = exists() ? batch.at16[at] : Batch::kMasked;
-    if (at16 != Batch::kMasked) what |= kCounts;
+  // A block that a walk gave, with this thread's index.
+  __device__ __forceinline__ void open(DecodeParams const& params, uint32_t block, int index, Lane const& self) {
+    kind = block;
+    bool const second = block & BlockKind::kSecondCache;
+    KvCache const& c = second ? params.keys[1].cache : params.keys[0].cache;
+    if (uint32_t(index) < uint32_t(c.slots)) kind |= kCounts;
+    int page, place;
+    (second ? params.pages[1] : params.pages[0])(page, place, index);
+    KvFields const fields = Format::fields(c.layout, page, place);
     // In place of a row that does not count the first of q's, which is as long, is read, and is not looked at.
-    KvCache const& c = BatchBlocks::second_cache(what) ? params.keys[1].cache : params.keys[0].cache;
     auto const* const cache = static_cast<char const*>(c.data);
     auto const* const any = static_cast<char const*>(params.q);
-    mine = (counts() ? cache + uint64_t(at16) * 16 : any) + uint32_t(self.quarter() * 16);
+    mine = (counts() ? cache + fields.codes : any) + uint32_t(self.quarter() * 16);
     if constexpr (Format::kNope > 0) {
       char const* words;
       if constexpr (Format::kScalesInLine)
         words = mine + (Format::kScalesAt - uint32_t(self.quarter() * 16));
       else
-        words = counts() ? cache + uint64_t(batch.scales_at8[at]) * 8 : any;
+        words = counts() ? cache + fields.scales : any;
       word = __ldg(reinterpret_cast<uint32_t const*>(words + uint32_t(self.lane() % kWords * 4)));
     }
-    if (counts()) {  // on their way from memory to L2, a line at a time
-      constexpr int kLine = 128,
-                    kBytes = Format::kScalesInLine ? Format::kTokenBytes : Format::kNope + Format::kRope * 2;
-      auto const* const first = cache + uint64_t(at16) * 16;
+  }
+
+  // Has the row's bytes fetched from memory to L2, a line at a time.
+  __device__ __forceinline__ void prefetch(Lane const& self) const {
+    if (!counts()) return;
+    constexpr int kLine = 128, kBytes = Format::kScalesInLine ? Format::kTokenBytes : Format::kNope + Format::kRope * 2;
+    auto const* const first = mine - uint32_t(self.quarter() * 16);
 #pragma unroll
-      for (int i = 0; i < kBytes; i += 4 * kLine)
-        prefetch_line(first + min(uint32_t(self.quarter() * kLine) + i, uint32_t(kBytes - 1)));
-    }
+    for (int i = 0; i < kBytes; i += 4 * kLine)
+      prefetch_line(first + min(uint32_t(self.quarter() * kLine) + i, uint32_t(kBytes - 1)));
   }
 
   // Whether all scales of the warp's rows are simple (attention/fp8.cuh); a pad byte among v4's counts as one, whatever

@@ -1,6 +1,8 @@
 // The tiles of one worker: which query and keys, and where results go.
 #pragma once
 
+#include <cutlass/fast_math.h>
+
 #include "attention/sm90/tiles.h"
 #include "attention/softmax_math.cuh"
 #include "sparse_mla_decode/plan.h"
@@ -18,8 +20,9 @@ constexpr int kTeams[] = {16, 8, 6, 4, 3, 2}, kLargestTeam = kTeams[0];
 struct DecodeParams : SparseMlaDecodeParams {
   DecodeShape shape;
   int parts;
-  int team;         // CTAs that share a query's keys; 1: the plan says who has which
-  int column_ctas;  // CTAs (or teams) that share the value columns
+  int team;                      // CTAs that share a query's keys; 1: the plan says who has which
+  int column_ctas;               // CTAs (or teams) that share the value columns
+  cutlass::FastDivmod pages[2];  // of the caches: slots to pages
 
   // Which of those this is.
   __device__ __forceinline__ int column_cta() const { return blockIdx.x / team % column_ctas; }

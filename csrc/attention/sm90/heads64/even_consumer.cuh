@@ -31,6 +31,9 @@ struct EvenConsumer : Consumer<Config, Work> {
 #pragma unroll 1
       for (int pair = 1; pair < pairs; ++pair) {
         add_pair([] {});
+        // The next scores do not queue up behind this: wgmma blocks its issuer once a few are queued, and the values'
+        // buffer would go back late.
+        this->wait_products();
         this->release(1, kLeft);
         this->wait_keys(0, kLeft);
         this->template issue_scores<kLeft>(0);
@@ -40,7 +43,9 @@ struct EvenConsumer : Consumer<Config, Work> {
       add_pair([&] {
         if (another_tile && this->thread == 0) this->load_q(work.tile());
       });
+      if constexpr (!Work::kTeam) this->wait_products();
       combine_stats(stats, smem, kEven, lane, warp);
+      if constexpr (Work::kTeam) this->wait_products();
       write_tile<Work>(params, this->maps.out, tile, stats, rO, smem, kEven, lane, warp);
       if constexpr (Work::kTeam) return;  // has one tile, and what comes now into the key buffers is no keys
       // The next tile's first scores run while this one is written out; after the last tile, scores of nothing.
@@ -58,7 +63,8 @@ struct EvenConsumer : Consumer<Config, Work> {
   }
 
  private:
-  // Scores of block 2j are in flight on entry. Calls scores_done() when nobody reads Q for this pair any more.
+  // Scores of block 2j are in flight on entry, values on return. Calls scores_done() when nobody reads Q for this pair
+  // any more.
   template <class F>
   __device__ __forceinline__ void add_pair(F const& scores_done) {
     uint64_t const valid = smem.valid[0];  // read early: it queues behind the gather's copies
@@ -80,9 +86,6 @@ struct EvenConsumer : Consumer<Config, Work> {
     scores_done();
     if (stats.adopt(smem.reference[kOdd], factor, lane, warp)) rescale(rO, factor);
     this->issue_other_values(smem.odd_p(), 1, kLeft);
-    // The next scores do not queue up behind this: wgmma blocks its issuer once a few are queued, and the values'
-    // buffer would go back late.
-    this->wait_products();
   }
 };
 

@@ -18,11 +18,14 @@ struct OddConsumer : Consumer<Config, Work> {
       this->begin_tile();
       this->wait_q();
 #pragma unroll 1
-      for (int pair = 1; pair <= pairs; ++pair) {
+      for (int pair = 1; pair <= (Work::kTeam ? pairs - 1 : pairs); ++pair) {
         add_pair();
+        this->wait_products();
         if (pair < pairs) this->release(1, kRight);
       }
+      if constexpr (Work::kTeam) add_pair();
       combine_stats(stats, smem, kOdd, lane, warp);
+      if constexpr (Work::kTeam) this->wait_products();
       write_tile<Work>(params, this->maps.out, tile, stats, rO, smem, kOdd, lane, warp);
       if constexpr (Work::kTeam) return;
       this->release_staged(kRight);
@@ -30,6 +33,7 @@ struct OddConsumer : Consumer<Config, Work> {
   }
 
  private:
+  // Values are in flight on return.
   __device__ __forceinline__ void add_pair() {
     this->wait_keys(1, kLeft);
     this->template issue_scores<kLeft>(1);
@@ -54,7 +58,6 @@ struct OddConsumer : Consumer<Config, Work> {
     cutlass::arch::NamedBarrier::arrive(256, kOddPReady);
     if (moved) rescale(rO, factor);
     this->issue_own_values(1, kRight);
-    this->wait_products();
     phase ^= 1;
   }
 

@@ -26,7 +26,7 @@ char const* why_unsupported(KvFormat, int h_q) { return h_q > 16 ? "more than 16
 template <class Format>
 cudaError_t run_format(SparseMlaDecodeParams const& p, cudaStream_t s) {
   // Few queries: to have no second kernel is worth more than to have no empty heads, if a CTA has little to do.
-  constexpr int kFewUnits = 3;
+  constexpr int kFewUnits = 4;
   Team const team = decode_heads64::team_for<Format>(p);
   if (team.ctas >= 4 && team_shape(p).most_units() <= kFewUnits * team.ctas)
     return decode_heads64::launch_team<Format>(p, team, s);

@@ -1,4 +1,3 @@
-// spills: 8 bytes, at the end of a team's work
 #include "sparse_mla_decode/sm90/heads64.cuh"
 
 namespace dsa::sm90::decode_heads64 {
