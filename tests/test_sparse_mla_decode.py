@@ -296,6 +296,18 @@ def test_plan_of_the_layers_of_a_step(case, device):
         verify(run(inputs, plan=plan), inputs)
 
 
+@pytest.mark.parametrize("h_q", SOME_HEADS)
+def test_plan_for_other_lengths(h_q, device):
+    """With lengths, the plan of a call without, whose queries are not cut, and the other way round."""
+    case = crowd(Case(h_q=h_q, batch=5, topk=500, slots=700, poison=True), device)
+    whole = make_inputs(replace(case, batch=2 * case.batch), device)
+    lengths = torch.linspace(0, case.topk, whole.q.shape[0], device=device).int()
+    plans = [make_plan(whole), make_plan(replace(whole, topk_length=lengths))]
+    for inputs in (whole, replace(whole, topk_length=lengths.flip(0))):
+        for plan in plans:
+            verify(run(inputs, plan=plan), inputs)
+
+
 def test_lengths_of_requests_are_those_of_their_tokens(device):
     case = crowd(Case(batch=5, s_q=3, h_q=64, topk_length="random", length_a="request", extra_topk=90), device)
     inputs = make_inputs(replace(case, extra_topk_length="random"), device)

@@ -180,6 +180,7 @@ int launch_decode_combine(SparseMlaDecodeParams const& params, void* stream) {
   DecodeShape const shape{params.batch * params.s_q, params.h_q, {params.keys[0].topk, params.keys[1].topk}};
   CombineParams const p{params, shape, shape.parts(sms)};
   if (shape.partial_slots(sms, p.batch_invariant) == 0 || shape.most_units() == 1) return cudaSuccess;
+  if (p.plan == nullptr && EvenCuts(p.parts, shape.queries, shape.most_units()).whole_queries()) return cudaSuccess;
 
   int64_t const most = int64_t(p.batch_invariant || shape.queries < p.parts ? shape.queries : p.parts) * p.h_q;
   int const ctas = int(most < kCtas * sms ? most : kCtas * sms);

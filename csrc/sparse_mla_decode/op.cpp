@@ -222,8 +222,9 @@ void compute(ArgumentChecks const& checks, Inputs in, Sizes const& s, Tensor out
     check(in.plan->dim() == 1 && in.plan->is_contiguous() && (given == elements || given == elements + 1), kOp,
           ": plan has shape ", Shape(*in.plan), ", expected (", elements, ",) or, batch-invariant, (", elements + 1,
           ",), contiguous");
-    p.plan = static_cast<int32_t const*>(in.plan->const_data_ptr());
     p.batch_invariant = given == elements + 1;
+    bool const even = p.keys[0].length == nullptr && p.keys[1].length == nullptr;
+    if (!even || p.batch_invariant) p.plan = static_cast<int32_t const*>(in.plan->const_data_ptr());
   }
   int64_t const rows = shape.partial_slots(sms, p.batch_invariant) * shape.padded_heads();
   Tensor const partial_out = torch::stable::new_empty(in.q, {rows, kDV}, ScalarType::Float);

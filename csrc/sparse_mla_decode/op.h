@@ -37,7 +37,7 @@ struct SparseMlaDecodeParams {
   float* lse;              // [batch, s_q, h_q], contiguous, natural logarithm
   float* partial_out;      // plan.h: partial_slots x padded heads x 512
   float* partial_lse;      // plan.h: partial_slots x padded heads; base 2
-  int32_t const* plan;     // plan.h, or null
+  int32_t const* plan;     // plan.h; null: none, or no need of it
   bool batch_invariant;
 
   int batch, s_q, h_q;

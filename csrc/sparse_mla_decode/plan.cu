@@ -55,8 +55,9 @@ __global__ void __launch_bounds__(kPlanThreads) plan_sparse_mla_decode(__grid_co
 
   int32_t* const cuts = p.plan + kPlanHeader;
   if (uneven == 0) {
+    EvenCuts const even(p.parts, queries, some);
     for (int part = thread; part <= p.parts; part += kPlanThreads) {
-      DecodeCut const cut = even_cut(part, p.parts, queries, some);
+      DecodeCut const cut = even[part];
       cuts[2 * part] = cut.query;
       cuts[2 * part + 1] = p.batch_invariant ? cut.unit / chunk * chunk : cut.unit;
     }

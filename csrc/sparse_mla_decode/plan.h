@@ -7,7 +7,8 @@
 //
 // The plan is the list of cuts, and nothing else: any list that ascends, without equal ones before its end, gives right
 // results, whatever the lengths have become since. Without a plan, or with one for other sizes, every query is taken to
-// have the units that fit its topk.
+// have the units that fit its topk (EvenCuts). So it is where no query has a length: there is nothing that a plan could
+// add, and the host, which cannot read one, knows then whether queries are cut at all.
 //
 // Batch-invariant: queries are cut at fixed units alone (chunks), and every chunk is a partial result of its own, so
 // that a query's bits do not depend on where the cuts lie.
@@ -78,24 +79,40 @@ __host__ __device__ constexpr int unit_before(int part, int parts, int units) {
   return part < used ? share_before(part, used, units) : units;
 }
 
-// The cut before a part if every query has as many units: by whichever way should take the fewest units' time,
+// The cuts if every query has as many units: by whichever way should take the fewest units' time,
 //   pieces     every query in as many equal pieces as there are parts for it; whole queries if there are more than
 //   parts a line     parts of equal length, most of which hold pieces of two queries
 // Adding up pieces takes about as long as kCombineUnits units, a second query in a part kSecondUnits.
 constexpr int kCombineUnits = 3, kSecondUnits = 2;
-__host__ __device__ constexpr DecodeCut even_cut(int part, int parts, int queries, int units) {
-  int const room = queries > 0 ? parts / queries : 1, pieces = room < 1 ? 1 : room < units ? room : units;
-  int const longest = (queries / parts + (queries % parts > 0)) * ((units + pieces - 1) / pieces);
-  int const line = queries * units / parts + kCombineUnits + kSecondUnits;
-  if (longest + (pieces > 1 ? kCombineUnits : 0) <= line) {
-    if (room < 1) return {share_before(part, parts, queries), 0};
-    int const query = part / pieces;
-    if (query >= queries) return {queries, 0};
-    return {query, part % pieces * units / pieces};
+class EvenCuts {
+ public:
+  __host__ __device__ constexpr EvenCuts(int parts, int queries, int units)
+      : parts_(parts), queries_(queries), units_(units), room_(queries > 0 ? parts / queries : 1) {
+    pieces_ = room_ < 1 ? 1 : room_ < units ? room_ : units;
+    int const longest = (queries / parts + (queries % parts > 0)) * ((units + pieces_ - 1) / pieces_);
+    int const line = queries * units / parts + kCombineUnits + kSecondUnits;
+    in_pieces_ = longest + (pieces_ > 1 ? kCombineUnits : 0) <= line;
   }
-  int const at = unit_before(part, parts, queries * units);
-  return {at / units, at % units};
-}
+
+  // Where part `part` begins.
+  __host__ __device__ constexpr DecodeCut operator[](int part) const {
+    if (!in_pieces_) {
+      int const at = unit_before(part, parts_, queries_ * units_);
+      return {at / units_, at % units_};
+    }
+    if (room_ < 1) return {share_before(part, parts_, queries_), 0};
+    int const query = part / pieces_;
+    if (query >= queries_) return {queries_, 0};
+    return {query, part % pieces_ * units_ / pieces_};
+  }
+
+  __host__ __device__ constexpr bool whole_queries() const { return in_pieces_ && pieces_ == 1; }
+
+ private:
+  int parts_, queries_, units_;
+  int room_, pieces_ = 1;  // parts there are for a query, and pieces it is cut into
+  bool in_pieces_ = true;
+};
 
 // What one part holds: from one cut to the next.
 struct DecodeRange {
@@ -127,7 +144,8 @@ __device__ inline DecodeRange part_range(int32_t const* plan, DecodeShape const&
       return {{min(max(v[3], 0), shape.queries), min(max(v[4], 0), units)},
               {min(max(v[5], 0), shape.queries), min(max(v[6], 0), units)}};
   }
-  return {even_cut(part, parts, shape.queries, units), even_cut(part + 1, parts, shape.queries, units)};
+  EvenCuts const cuts(parts, shape.queries, units);
+  return {cuts[part], cuts[part + 1]};
 }
 #endif
 

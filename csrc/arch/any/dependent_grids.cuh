@@ -13,14 +13,16 @@ __device__ __forceinline__ void wait_for_grid_before() { asm volatile("griddepco
 // one of `results`, in shared memory. (One warp: all warps of all CTAs that read one place wait for each other, some 2
 // us.) It is called before that, too, so that what it needs is in the caches then: its code, constants, pages of
 // memory. So it must read with load_past_l1 alone: L1 would keep old values.
+// again: whether the kernel before may have changed it.
 template <class LookUp, class Result>
-__device__ __forceinline__ void look_up_after_grid_before(LookUp const& look_up, Result* results, int lanes) {
+__device__ __forceinline__ void look_up_after_grid_before(LookUp const& look_up, Result* results, int lanes,
+                                                          bool again) {
   if (threadIdx.x < 32) {
     Result result;
 #pragma unroll 1
     for (int i = 0; i < 2; ++i) {
       if (i == 1) wait_for_grid_before();
-      result = look_up();
+      if (i == 0 || again) result = look_up();
     }
     if (threadIdx.x % lanes == 0) results[threadIdx.x / lanes] = result;
   } else {

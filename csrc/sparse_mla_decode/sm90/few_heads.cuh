@@ -68,7 +68,7 @@ __global__ void __launch_bounds__(kDecodeThreads, 1)
   auto& smem = *reinterpret_cast<SharedStorage<Format, kHeads>*>(raw);
   if (threadIdx.x == 32) Config::init_barriers(smem);
   look_up_after_grid_before([&] { return DecodeWork::range(params, DecodeWork::part_of(threadIdx.x / 16)); },
-                            smem.ranges, 16);
+                            smem.ranges, 16, params.plan != nullptr);
   launch_dependent_grids();  // not earlier: combine.cu looks at the plan as soon as it starts
 
   int const warpgroup = __shfl_sync(~0u, threadIdx.x / 128, 0);

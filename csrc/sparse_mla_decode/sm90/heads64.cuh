@@ -113,7 +113,7 @@ __global__ void __launch_bounds__(kDecodeThreads, 1)
     cluster_wait();
     share = Work::share_after_grid_before(params);
   } else {
-    look_up_after_grid_before([&] { return Work::range_of_cta(params); }, smem.range, 32);
+    look_up_after_grid_before([&] { return Work::range_of_cta(params); }, smem.range, 32, params.plan != nullptr);
     share = smem.range[0];
   }
 
@@ -170,7 +170,7 @@ Team team_for(SparseMlaDecodeParams const& p) {
     return {};
   if (int64_t(shape.queries) * shape.head_blocks() > sms) return {};
   int const tiles = shape.queries * shape.head_blocks(), units = shape.most_units(), parts = shape.parts(sms);
-  // The longest part that the queries would be cut into (even_cut). Parts, which another kernel adds up, take in the
+  // The longest part that the queries would be cut into (EvenCuts). Parts, which another kernel adds up, take in the
   // end about as many units' time more than a team does.
   constexpr int kPartsCost = 3;
   int const pieces = std::min(parts / shape.queries, units);
