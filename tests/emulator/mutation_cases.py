@@ -87,13 +87,16 @@ def _decode() -> Iterator[MutationCase]:
             for more in ({"topk": 270, "batch": 3, **EXTRA}, {"topk": 65, "batch": 7 if h_q == 64 else 13}):
                 case = DecodeCase(h_q=h_q, format=format, slots=600, page_size=53, **more, **HOSTILE)
                 yield MutationCase("sparse_mla_decode", name, partial(_decode_call, case))
-        # All multiprocessors for one query: a team of every size, or two. (Of sixteen CTAs there are always two; two of
-        # two or three come where there are no more pairs of blocks than that.)
-        for teams, team_sizes in ((1, (2, 3, 4, 6, 8)), (2, (2, 3, 4, 6, 8, 16))):
-            for ctas in team_sizes:
-                more = 70 if teams == 1 or ctas > 3 else 0
-                sizes = {"h_q": 64 if ctas < 8 else 40, "batch": 1, "topk": 128 * ctas + more, "slots": 3000}
-                call = partial(_decode_call, DecodeCase(format=format, **sizes, **(HOSTILE | {"topk_length": None})))
+        # All multiprocessors for one query: a team of every size, or two, and pairs of blocks for it. (Of sixteen CTAs
+        # there are always two; two of two or three come where there are no more pairs than that.)
+        one, two = {2: 4, 3: 3.5, 4: 8, 6: 6.5, 8: 8.5}, {2: 2, 3: 3, 4: 4.5, 6: 6.5, 8: 8.5, 16: 16.5}
+        for teams, pairs in ((1, one), (2, two)):
+            for ctas in pairs:
+                sizes = {"h_q": 64 if ctas < 8 else 40, "batch": 1, "topk": int(128 * pairs[ctas]), "slots": 3000}
+                # Later keys have the larger scores, so that outputs are rescaled up to the last block. (Where that is
+                # full: the CTA with the last keys alone has a say.)
+                rising = {"values": "ramp", "indices": "ascending", "topk_length": None}
+                call = partial(_decode_call, DecodeCase(format=format, **sizes, **(HOSTILE | rising)))
                 yield MutationCase("sparse_mla_decode", f"decode_heads64<{cpp},true,{teams}>", call, ctas * teams)
 
 
@@ -112,7 +115,7 @@ def _decode_on_blackwell() -> Iterator[MutationCase]:
 
 
 def _combine() -> Iterator[MutationCase]:
-    case = DecodeCase(h_q=8, topk=1100, slots=1200, batch=3)
+    case = DecodeCase(h_q=8, topk=1100, slots=1200, batch=3, topk_length="random")  # so that queries are cut
     for kernel, options in (
         ("combine_cut_queries", {}),
         ("combine_chunks", {"batch_invariant": True}),

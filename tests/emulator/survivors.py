@@ -76,26 +76,27 @@ SURVIVORS = (
         "the wait for the right half comes at once.",
         kernel="sparse_mla_decode_heads64",
         instruction=r"mbarrier\.try_wait",
-        source=r"heads64/even_consumer\.cuh:49 ",
+        source=r"heads64/even_consumer\.cuh:54 ",
     ),
     Survivor(
         "Serves CTAs with several tiles: a team's have one, and after its last pair of blocks no keys come.",
         kernel=r"decode_heads64<.*true,",
-        instruction=r"wgmma\.(commit|wait)_group|mbarrier\.arrive",
-        source=r"even_consumer\.cuh:7[456] < \S+/even_consumer\.cuh:40 |heads64/even_consumer\.cuh:41 ",
+        instruction=r"mbarrier\.arrive",
+        source=r"even_consumer\.cuh:82 < \S+/even_consumer\.cuh:43 |odd_consumer\.cuh:66 < \S+:53 < \S+:26 ",
     ),
     Survivor(
-        "Serves decode for few heads. For 64 heads the walk's fetch() comes next, and the warp meets in it.",
-        kernel="sparse_mla_decode_heads64",
+        "Serves 64 heads. For few, the other consumer's block or run comes before the next use, and the warp meets in "
+        "it.",
+        kernel="sparse_mla_decode_few_heads",
         instruction=r"bar\.warp\.sync",
-        source=r"sparse_mla_decode/sm90/rows\.cuh:119 ",
+        source=r"sparse_mla_decode/sm90/rows\.cuh:107 ",
     ),
     Survivor(
         "Serves caches with codes, whose tiles lanes write themselves. All of a bf16 cache is copied, copies arrive "
         "on their own, and the valid bits are the arriving lane's.",
         kernel="KvBf16",
         instruction=r"bar\.warp\.sync",
-        source=r"sparse_mla_decode/sm90/producer\.cuh:126 ",
+        source=r"sparse_mla_decode/sm90/producer\.cuh:121 ",
     ),
     Survivor(
         "The barrier that follows is an aligned one: it waits for the warp's lanes here, where the device would do "
