@@ -87,9 +87,9 @@ def _decode() -> Iterator[MutationCase]:
             for more in ({"topk": 270, "batch": 3, **EXTRA}, {"topk": 65, "batch": 7 if h_q == 64 else 13}):
                 case = DecodeCase(h_q=h_q, format=format, slots=600, page_size=53, **more, **HOSTILE)
                 yield MutationCase("sparse_mla_decode", name, partial(_decode_call, case))
-        # All multiprocessors for one query: a team of every size, or two, and pairs of blocks for it. (Of sixteen CTAs
-        # there are always two; two of two or three come where there are no more pairs than that.)
-        one, two = {2: 4, 3: 3.5, 4: 8, 6: 6.5, 8: 8.5}, {2: 2, 3: 3, 4: 4.5, 6: 6.5, 8: 8.5, 16: 16.5}
+        # All multiprocessors for one query: a team of every size, or two, and pairs of blocks for it. (Two of two
+        # or three CTAs come where there are no more pairs than that.)
+        one, two = {2: 4, 3: 3.5, 4: 8, 6: 6.5, 8: 8.5, 16: 16.5}, {2: 2, 3: 3, 4: 4.5, 6: 6.5, 8: 8.5, 16: 16.5}
         for teams, pairs in ((1, one), (2, two)):
             for ctas in pairs:
                 sizes = {"h_q": 64 if ctas < 8 else 40, "batch": 1, "topk": int(128 * pairs[ctas]), "slots": 3000}

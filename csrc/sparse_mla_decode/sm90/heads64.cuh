@@ -177,8 +177,7 @@ Team team_for(SparseMlaDecodeParams const& p) {
   int const longest = std::min((units + pieces - 1) / pieces, shape.queries * units / parts + kSecondUnits);
   for (int const ctas : kTeams) {
     if (ctas > units || (units + ctas - 1) / ctas >= longest + kPartsCost) continue;
-    // (Not sixteen with all columns: eight with half of them each are faster.)
-    for (int column_ctas = 2; column_ctas > ctas / kLargestTeam; --column_ctas) {
+    for (int column_ctas = 2; column_ctas > 0; --column_ctas) {
       Team const team{ctas, column_ctas};
       if (tiles * column_ctas * ctas <= sms && tiles * column_ctas <= most_teams<Format>(team, device)) return team;
     }

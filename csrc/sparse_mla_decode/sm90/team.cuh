@@ -82,7 +82,7 @@ struct TeamInbox {
   RowMessage row[kLargestTeam][2][heads64::kBlockH];
   // Of this CTA's own making, by either consumer: what rows r and r + 8 of a warp's 16 are multiplied by, of a rank's
   // tile.
-  float2 weight[2][kLargestTeam * 2][heads64::kBlockH / 2];
+  float2 weight[2][kLargestTeam * kOwnTiles<Config>][heads64::kBlockH / 2];
 
   // Of a consumer's four warps, each of which has 16 heads.
   static __device__ __forceinline__ int warps_with_heads(DecodeParams const& p) {
@@ -230,7 +230,6 @@ class TeamSum {
   using Inbox = TeamInbox<Config>;
   using Shares = TeamShares<Config>;
   static constexpr int kTiles = kOwnTiles<Config>, kTileVectors = Shares::kVectors / kTiles;
-  static_assert(kTeam * kTiles <= kLargestTeam * 2);
   static constexpr int kShare = (Shares::kVectors + kTeam - 1) / kTeam;
   static_assert(kShare * kTeam <= std::max(Shares::kVectors + 4, kLargestTeam));
 

@@ -67,13 +67,12 @@ class TeamWork {
       sum.send(stats, rO);
       sum.finish(p);
     };
-    if constexpr (Config::kColumnCtas > 1)
-      if (p.team == kLargestTeam) return with(Int<kLargestTeam>{});  // never with all columns (team_for)
     p.team == 2   ? with(Int<2>{})
     : p.team == 3 ? with(Int<3>{})
     : p.team == 4 ? with(Int<4>{})
     : p.team == 6 ? with(Int<6>{})
-                  : with(Int<8>{});
+    : p.team == 8 ? with(Int<8>{})
+                  : with(Int<kLargestTeam>{});
   }
 
  private:
