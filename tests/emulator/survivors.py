@@ -82,7 +82,7 @@ SURVIVORS = (
         "Serves CTAs with several tiles: a team's have one, and after its last pair of blocks no keys come.",
         kernel=r"decode_heads64<.*true,",
         instruction=r"mbarrier\.arrive",
-        source=r"even_consumer\.cuh:82 < \S+/even_consumer\.cuh:43 |odd_consumer\.cuh:66 < \S+:53 < \S+:26 ",
+        source=r"even_consumer\.cuh:82 < \S+/even_consumer\.cuh:43 ",
     ),
     Survivor(
         "Serves 64 heads. For few, the other consumer's block or run comes before the next use, and the warp meets in "

@@ -23,7 +23,7 @@ struct OddConsumer : Consumer<Config, Work> {
         this->wait_products();
         if (pair < pairs) this->release(1, kRight);
       }
-      if constexpr (Work::kTeam) add_pair();
+      if constexpr (Work::kTeam) add_pair<true>();
       combine_stats(stats, smem, kOdd, lane, warp);
       if constexpr (Work::kTeam) this->wait_products();
       write_tile<Work>(params, this->maps.out, tile, stats, rO, smem, kOdd, lane, warp);
@@ -33,7 +33,8 @@ struct OddConsumer : Consumer<Config, Work> {
   }
 
  private:
-  // Values are in flight on return.
+  // Values are in flight on return. kLast: of a team, whose key buffers are not filled again.
+  template <bool kLast = false>
   __device__ __forceinline__ void add_pair() {
     this->wait_keys(1, kLeft);
     this->template issue_scores<kLeft>(1);
@@ -50,12 +51,13 @@ struct OddConsumer : Consumer<Config, Work> {
     mask_scores(rS, valid, lane);
     bool const moved = stats.meet(rS, this->scale_log2, factor);
     stats.exponentiate(rS, rP, this->scale_log2);
-    if constexpr (Config::kKeysAreLate) release_even_block();
+    if constexpr (Config::kKeysAreLate && !kLast) release_even_block();
     store_rows(recast<uint32_t const>(rP), smem.odd_p(), lane, warp);
     stats.publish(smem.reference[kOdd], lane, warp);
     cutlass::arch::fence_view_async_shared();
     if constexpr (!Config::kKeysAreLate) release_even_block();
     cutlass::arch::NamedBarrier::arrive(256, kOddPReady);
+    if constexpr (kLast) this->wait_products();
     if (moved) rescale(rO, factor);
     this->issue_own_values(1, kRight);
     phase ^= 1;
