@@ -92,13 +92,20 @@ def crowd(case, device):
     if device != "cuda":
         return case
     multiprocessors = torch.cuda.get_device_properties("cuda").multi_processor_count
-    return replace(case, batch=multiprocessors // (2 * case.s_q * -(-case.h_q // 64)) + 1)
+    return replace(case, batch=multiprocessors // (least_team(case.h_q) * case.s_q * -(-case.h_q // 64)) + 1)
+
+
+def least_team(h_q):
+    """Of the CTAs that may share a query's keys: for few heads the two halves of one do."""
+    return 1 if h_q <= 16 else 2
 
 
 @pytest.fixture(autouse=True)
-def few_multiprocessors(multiprocessors):
+def few_multiprocessors(request, multiprocessors):
     """As crowd(), on an emulated device: too few for teams of three requests or more. They share CTAs, and are cut."""
-    multiprocessors(5)
+    parameters = getattr(request.node, "callspec", None) and request.node.callspec.params or {}
+    h_q = parameters["case"].h_q if "case" in parameters else parameters.get("h_q", 16)
+    multiprocessors(3 * least_team(h_q) - 1)
 
 
 def nans(results):
@@ -143,6 +150,32 @@ def test_few_queries_for_each_multiprocessor(ctas, teams, h_q, format, device, m
         Case(**options, topk=128 * ctas + 70, attn_sink="edge"),
         Case(**options, topk=128 * ctas, **TRICKY, **EXTRA),
         Case(**options, topk=128 * ctas, topk_length="edge", indices="some_none", poison=True),
+        Case(**options, topk=128 * ctas, scales="ue8m0" if format == "bf16" else "range"),
+    ):
+        inputs = make_inputs(case, device)
+        expected = run(inputs)
+        verify(expected, inputs, bf16_weights=case.scales == "range" or None)
+        assert same_bits(run(inputs), expected)
+
+
+@pytest.mark.parametrize(
+    "ctas, h_q, format",
+    [(1, 16, "v32"), (1, 8, "v4"), (1, 9, "bf16"), (2, 16, "v4"), (2, 5, "v32"), (3, 16, "bf16"), (3, 8, "v32")],
+)
+def test_few_queries_of_few_heads(ctas, h_q, format, device, multiprocessors):
+    """As above, for the halves of so many CTAs (csrc/.../sm90/few_heads_team.cuh)."""
+    queries = 2
+    if device == "cuda":
+        queries = multiprocessors() // ctas * 3 // 4
+    else:
+        multiprocessors(queries * ctas)
+    options = {"batch": queries, "h_q": h_q, "format": format, "slots": 3000}
+    for case in (
+        Case(**options, topk=128 * ctas + 70, attn_sink="edge"),
+        Case(**options, topk=128 * ctas, **TRICKY, **EXTRA),
+        Case(**options, topk=128 * ctas, topk_length="some_zero", **EXTRA, extra_page_size=1),
+        Case(**options, topk=128 * ctas, topk_length="edge", indices="some_none", poison=True, attn_sink="random"),
+        Case(**options, topk=320 * ctas, values="ramp", indices="ascending"),
         Case(**options, topk=128 * ctas, scales="ue8m0" if format == "bf16" else "range"),
     ):
         inputs = make_inputs(case, device)

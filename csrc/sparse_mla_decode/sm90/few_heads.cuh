@@ -1,11 +1,13 @@
 // Sparse MLA decode on Hopper for up to 16 heads. attention/sm90/few_heads/consumer.cuh draws the pipeline;
-// producer.cuh fills its key tiles from a cache. Few requests go to heads64.cuh, whose teams need no second kernel.
+// producer.cuh fills its key tiles from a cache. A consumer has a part of the plan's line, or, where there are few
+// queries for the device, a piece of one query's keys in a team (few_heads_team.cuh). Still fewer go to heads64.cuh.
 #pragma once
 
 #include <cutlass/arch/reg_reconfig.h>
 
 #include "arch/any/dependent_grids.cuh"
 #include "attention/sm90/few_heads/consumer.cuh"
+#include "few_heads_team_work.cuh"
 #include "launch.h"
 #include "producer.cuh"
 
@@ -22,6 +24,8 @@ template <class Format, int kHeads>
 struct SharedStorage : Config<Format, kHeads>::SharedStorage {
   LineWalk<2>::Walks walks[kProducerWarps];
   DecodeRange ranges[2];  // of each consumer
+  TeamPiece pieces[2];    // the same, in a team
+  TeamBarriers team;
 };
 static_assert(sizeof(SharedStorage<KvV32, 16>) <= 227 * 1024 && sizeof(SharedStorage<KvV4, 16>) <= 227 * 1024);
 
@@ -59,34 +63,62 @@ struct Sink {
   }
 };
 
-template <class Format, int kHeads>
+template <class Format, int kHeads, bool kTeam>
 __global__ void __launch_bounds__(kDecodeThreads, 1)
     sparse_mla_decode_few_heads(__grid_constant__ DecodeParams const params, __grid_constant__ TensorMaps const maps) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
   using Config = Config<Format, kHeads>;
   extern __shared__ __align__(1024) uint8_t raw[];
-  auto& smem = *reinterpret_cast<SharedStorage<Format, kHeads>*>(raw);
-  if (threadIdx.x == 32) Config::init_barriers(smem);
-  look_up_after_grid_before([&] { return DecodeWork::range(params, DecodeWork::part_of(threadIdx.x / 16)); },
-                            smem.ranges, 16, params.plan != nullptr);
+  using Shared = SharedStorage<Format, kHeads>;
+  auto& smem = *reinterpret_cast<Shared*>(raw);
+  if (threadIdx.x == 32) {
+    Config::init_barriers(smem);
+    if constexpr (kTeam)
+      smem.team.init(params.team, TeamInbox<kHeads>::bytes(int(cluster_rank()), params.team));
+  }
+  if constexpr (kTeam) {
+    cluster_arrive();
+    cluster_wait();
+    look_up_after_grid_before([&] { return TeamPiece::of(params, threadIdx.x / 16); }, smem.pieces, 16,
+                              TeamPiece::has_lengths(params));
+  } else {
+    look_up_after_grid_before([&] { return DecodeWork::range(params, DecodeWork::part_of(threadIdx.x / 16)); },
+                              smem.ranges, 16, params.plan != nullptr);
+  }
   launch_dependent_grids();  // not earlier: combine.cu looks at the plan as soon as it starts
 
   int const warpgroup = __shfl_sync(~0u, threadIdx.x / 128, 0);
   if (warpgroup < 2) {
     cutlass::arch::warpgroup_reg_alloc<kConsumerRegisters>();
-    few_heads::Consumer<Config, DecodeWork>(params, maps, smem, warpgroup)
-        .run(DecodeWork(params, warpgroup, smem.ranges[warpgroup]));
+    if constexpr (kTeam) {
+      using Work = TeamWork<Config, Shared>;
+      few_heads::Consumer<Config, Work>(params, maps, smem, warpgroup).run(Work(params, smem, warpgroup));
+    } else {
+      few_heads::Consumer<Config, DecodeWork>(params, maps, smem, warpgroup)
+          .run(DecodeWork(params, warpgroup, smem.ranges[warpgroup]));
+    }
   } else {
     cutlass::arch::warpgroup_reg_dealloc<kProducerRegisters>();
-    DecodeProducer<Format, LineWalk<2>, Sink<Config>>(params, {smem.ranges, smem.walks}, Sink<Config>(smem)).run();
+    if constexpr (kTeam)
+      DecodeProducer<Format, TeamWalk, Sink<Config>>(params, TeamWalk(smem.pieces), Sink<Config>(smem)).run();
+    else
+      DecodeProducer<Format, LineWalk<2>, Sink<Config>>(params, {smem.ranges, smem.walks}, Sink<Config>(smem)).run();
   }
 #endif
 }
 
+// How many teams of so many CTAs a device can run at once.
 template <class Format, int kHeads>
-cudaError_t launch(SparseMlaDecodeParams const& p, cudaStream_t stream) {
-  return launch_decode(sparse_mla_decode_few_heads<Format, kHeads>, sizeof(SharedStorage<Format, kHeads>), kHeads,
-                       kHeads, p, shape_of(p), Team{}, stream);
+int most_teams(int ctas, int device) {
+  static MostTeams most;
+  return most(sparse_mla_decode_few_heads<Format, kHeads, true>, ctas, sizeof(SharedStorage<Format, kHeads>), device);
+}
+
+template <class Format, int kHeads>
+cudaError_t launch(SparseMlaDecodeParams const& p, Team const& team, cudaStream_t stream) {
+  return launch_decode(
+      team ? sparse_mla_decode_few_heads<Format, kHeads, true> : sparse_mla_decode_few_heads<Format, kHeads, false>,
+      sizeof(SharedStorage<Format, kHeads>), kHeads, kHeads, p, shape_of(p), team, stream);
 }
 
 }  // namespace dsa::sm90::decode_few_heads

@@ -16,7 +16,6 @@
 #include <cutlass/arch/reg_reconfig.h>
 
 #include <algorithm>
-#include <atomic>
 
 #include "arch/any/dependent_grids.cuh"
 #include "attention/sm90/heads64/even_consumer.cuh"
@@ -142,21 +141,11 @@ auto* team_kernel(int column_ctas) {
   return column_ctas == 1 ? sparse_mla_decode_heads64<Format, true, 1> : sparse_mla_decode_heads64<Format, true, 2>;
 }
 
-// How many such teams a device can run at once. It is asked once; one that knows no such clusters runs none.
 template <class Format>
 int most_teams(Team const& team, int device) {
-  constexpr int kDevices = 64;
-  static std::atomic<int> most[kDevices][kLargestTeam + 1][3];  // and one more, so that 0 is not known yet
-  if (device >= kDevices) return 0;
-  std::atomic<int>& known = most[device][team.ctas][team.column_ctas];
-  if (known == 0) {
-    int teams = 0;
-    auto* const kernel = team_kernel<Format>(team.column_ctas);
-    if (max_clusters(kernel, team.ctas, sizeof(SharedStorage<Format, 1>), &teams))
-      static_cast<void>(cudaGetLastError());
-    known = teams + 1;
-  }
-  return known - 1;
+  static MostTeams most[2];
+  return most[team.column_ctas - 1](team_kernel<Format>(team.column_ctas), team.ctas, sizeof(SharedStorage<Format, 1>),
+                                    device);
 }
 
 // The team that a call's queries get: the largest with which all of them run at once, unless parts would be so much
@@ -194,7 +183,7 @@ cudaError_t launch_team(SparseMlaDecodeParams const& p, Team const& team, cudaSt
 template <class Format>
 cudaError_t launch(SparseMlaDecodeParams const& p, cudaStream_t stream) {
   Team const team = team_for<Format>(p);
-  if (team.ctas > 1) return launch_team<Format>(p, team, stream);
+  if (team) return launch_team<Format>(p, team, stream);
   return launch_decode(sparse_mla_decode_heads64<Format, false, 1>, sizeof(SharedStorage<Format, 1>), heads64::kBlockH,
                        heads64::kBlockH / 4, p, shape_of(p), team, stream);
 }

@@ -1,6 +1,9 @@
 // Host side that the decode kernels on Hopper share.
 #pragma once
 
+#include <algorithm>
+#include <atomic>
+
 #include "attention/sm90/tensor_maps.h"
 #include "common/launch.h"
 #include "sparse_mla_decode/sm90/work.cuh"
@@ -17,9 +20,11 @@ inline DecodeShape team_shape(SparseMlaDecodeParams const& p) {
   return shape;
 }
 
-// CTAs that share a query's keys, and teams that share the value columns. 1: there is no team.
+// CTAs that share a query's keys, and teams that share the value columns.
 struct Team {
-  int ctas = 1, column_ctas = 1;
+  int ctas = 0, column_ctas = 1;
+
+  explicit operator bool() const { return ctas > 0; }
 };
 
 template <class Kernel>
@@ -45,6 +50,26 @@ cudaError_t max_clusters(Kernel* kernel, int size, int shared_bytes, int* cluste
   return cudaOccupancyMaxActiveClusters(clusters, kernel, &config);
 }
 
+// How many such teams a device can run at once. It is asked once; one that knows no such clusters runs none.
+class MostTeams {
+ public:
+  template <class Kernel>
+  int operator()(Kernel* kernel, int ctas, int shared_bytes, int device) {
+    if (device >= kDevices) return 0;
+    std::atomic<int>& known = known_[device][ctas];
+    if (known == 0) {
+      int teams = 0;
+      if (max_clusters(kernel, ctas, shared_bytes, &teams)) static_cast<void>(cudaGetLastError());
+      known = teams + 1;
+    }
+    return known - 1;
+  }
+
+ private:
+  static constexpr int kDevices = 64;
+  std::atomic<int> known_[kDevices][kLargestTeam + 1]{};  // and one more, so that 0 is not known yet
+};
+
 // Starts a persistent kernel: a CTA for each head block of a part, or for two parts where there are few heads; or, with
 // a team, for each head block of a query as many CTAs as it has.
 template <class Kernel>
@@ -55,13 +80,14 @@ cudaError_t launch_decode(Kernel* kernel, int shared_bytes, int tile_heads, int 
   if (cudaError_t e = cudaGetDevice(&device)) return e;
   if (cudaError_t e = cudaDeviceGetAttribute(&sms, cudaDevAttrMultiProcessorCount, device)) return e;
   auto const pages = [&](int i) { return cutlass::FastDivmod(std::max(p.keys[i].cache.layout.page_size, 1)); };
-  DecodeParams const params{p, shape, shape.parts(sms), team.ctas, team.column_ctas, {pages(0), pages(1)}};
+  int const cluster = team ? team.ctas : 1;
+  DecodeParams const params{p, shape, shape.parts(sms), cluster, team.column_ctas, {pages(0), pages(1)}};
   TensorMaps maps;
   if (cudaError_t e = encode_maps(maps, p, tile_heads, out_heads)) return e;
-  if (cudaError_t e = allow(kernel, shared_bytes, team.ctas)) return e;
-  if (team.ctas > 1) {
-    int const ctas = shape.queries * shape.head_blocks() * team.column_ctas * team.ctas;
-    return launch_early(kernel, {ctas, kDecodeThreads, team.ctas}, shared_bytes, stream, params, maps);
+  if (cudaError_t e = allow(kernel, shared_bytes, cluster)) return e;
+  if (team) {
+    int const ctas = shape.queries * shape.head_blocks() * team.column_ctas * cluster;
+    return launch_early(kernel, {ctas, kDecodeThreads, cluster}, shared_bytes, stream, params, maps);
   }
   int const ctas = shape.few_heads() ? params.parts / 2 : params.parts * shape.head_blocks();
   if (cudaError_t e = launch_early(kernel, {ctas, kDecodeThreads}, shared_bytes, stream, params, maps)) return e;

@@ -26,6 +26,7 @@
 #include "arch/sm90/remote.cuh"
 #include "attention/sm90/heads64/config.h"
 #include "attention/sm90/heads64/softmax.cuh"
+#include "team_shares.cuh"
 #include "work.cuh"
 
 namespace dsa::sm90 {
@@ -33,25 +34,11 @@ namespace dsa::sm90 {
 template <class Config>
 constexpr int kOwnTiles = Config::kOwnV / kTileCols;  // of a consumer's columns
 
-// How a consumer's columns, as vectors of eight halves of a thread, are shared by a team. The last shares are the
-// smallest, or empty.
+// Of a consumer's columns: vectors of eight halves.
 template <class Config>
-struct TeamShares {
-  static constexpr int kVectors = heads64::kBlockH * Config::kOwnV / (128 * 8);
+using ColumnShares = TeamShares<heads64::kBlockH * Config::kOwnV / (128 * 8)>;
 
-  int team, each;
-
-  __device__ __forceinline__ constexpr explicit TeamShares(int team) : team(team), each((kVectors + team - 1) / team) {}
-
-  __device__ __forceinline__ constexpr int count(int share) const { return min(max(kVectors - share * each, 0), each); }
-  // Warps begin with different CTAs. Which one finishes a warp's share, and which share a CTA finishes.
-  static __device__ __forceinline__ int first_cta(int consumer, int warp, int team) {
-    return (consumer * 4 + warp) % team;
-  }
-  __device__ __forceinline__ int share_of(int rank, int first_cta) const {
-    return rank < first_cta ? rank - first_cta + team : rank - first_cta;
-  }
-};
+__device__ __forceinline__ int first_cta(int consumer, int warp, int team) { return (consumer * 4 + warp) % team; }
 
 __device__ __forceinline__ uint32_t pack_half(float lo, float hi) {
   __half2 const v = __floats2half2_rn(lo, hi);
@@ -78,7 +65,7 @@ struct alignas(8) RowMessage {
 template <class Config>
 struct TeamInbox {
   // Shares are rounded up.
-  uint4 part[2 * std::max(TeamShares<Config>::kVectors + 4, kLargestTeam) * 128];
+  uint4 part[2 * std::max(ColumnShares<Config>::kVectors + 4, kLargestTeam) * 128];
   RowMessage row[kLargestTeam][2][heads64::kBlockH];
   // Of this CTA's own making, by either consumer: what rows r and r + 8 of a warp's 16 are multiplied by, of a rank's
   // tile.
@@ -89,12 +76,12 @@ struct TeamInbox {
     return min((p.h_q - DecodeWork::head_of(p) + 15) / 16, 4);
   }
   static __device__ __forceinline__ uint32_t bytes(DecodeParams const& p) {
-    TeamShares<Config> const shares(p.team);
+    ColumnShares<Config> const shares(p.team);
     int const warps = warps_with_heads(p), rank = int(cluster_rank());
     uint32_t bytes = p.team * 2 * warps * 16 * uint32_t(sizeof(RowMessage));
     for (int consumer = 0; consumer < 2; ++consumer)
       for (int warp = 0; warp < warps; ++warp)
-        bytes += shares.count(shares.share_of(rank, shares.first_cta(consumer, warp, p.team))) * p.team * 32 *
+        bytes += shares.count(shares.share_of(rank, first_cta(consumer, warp, p.team))) * p.team * 32 *
                  uint32_t(sizeof(uint4));
     return bytes;
   }
@@ -143,7 +130,7 @@ class TeamSum {
         warp_(warp),
         thread_(warp * 32 + lane),
         rank_(cluster_rank()),
-        first_cta_(Shares::first_cta(me, warp, kTeam)) {}
+        first_cta_(first_cta(me, warp, kTeam)) {}
 
   // Once the team's CTAs need Q and their key buffers no more.
   template <class TensorO>
@@ -171,7 +158,7 @@ class TeamSum {
     send_rows(message);
     CUTE_UNROLL
     for (int share = 0; share < kTeam; ++share) {
-      int const to = share + first_cta_ < kTeam ? share + first_cta_ : share + first_cta_ - kTeam;
+      int const to = Shares(kTeam).member_of(share, first_cta_);
       uint32_t const barrier = remote_address(&smem_.team.received, to);
       uint32_t const vectors = remote_address(part(rank_), to);
       CUTE_UNROLL
@@ -228,7 +215,7 @@ class TeamSum {
 
  private:
   using Inbox = TeamInbox<Config>;
-  using Shares = TeamShares<Config>;
+  using Shares = ColumnShares<Config>;
   static constexpr int kTiles = kOwnTiles<Config>, kTileVectors = Shares::kVectors / kTiles;
   static constexpr int kShare = (Shares::kVectors + kTeam - 1) / kTeam;
   static_assert(kShare * kTeam <= std::max(Shares::kVectors + 4, kLargestTeam));

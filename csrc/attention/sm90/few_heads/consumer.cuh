@@ -18,6 +18,7 @@
 //   blocks()                                    of its keys, at least 1
 //   output_scale, write_stats                   what a head's outputs are multiplied by; lse
 //   is_whole, partial                           whether a tile is all of its query, or where its part goes
+//   kTeam, finish                               whether it has one tile, and deals with its output itself
 #pragma once
 
 #include <cute/arch/copy_sm90_tma.hpp>
@@ -75,7 +76,10 @@ struct Consumer {
       add_block(true, [&] {
         if (thread == 0 && !work.done()) load_q(work.tile());
       });
-      finish_query(tile);
+      if constexpr (Work::kTeam)
+        work.finish(stats, rO, lane, warp);
+      else
+        finish_query(tile);
       ++block;
     }
   }
@@ -106,7 +110,8 @@ struct Consumer {
     if (lane == 0) smem.empty[me][Shared::barrier(g, block)].arrive();
   }
 
-  // O^T += V^T P^T of this consumer's next block. Of a query's last one a group of tiles is kept for finish_query.
+  // O^T += V^T P^T of this consumer's next block. Of a query's last one a group of tiles is kept for finish_query, or,
+  // where no keys come any more, all.
   // q_is_free: called when nobody reads Q for this block any more.
   template <class F>
   __device__ __forceinline__ void add_block(bool last, F const& q_is_free) {
@@ -157,7 +162,7 @@ struct Consumer {
     stats.add(rS, scale_log2);  // while the products run
     for_each(make_seq<Config::kGroups>{}, [&](auto i) {
       warpgroup_wait<Config::kGroups - 1 - i>();
-      if (!last || i < Config::kGroups - 1) release_group(Config::value_group(i));
+      if (!last || (!Work::kTeam && i < Config::kGroups - 1)) release_group(Config::value_group(i));
     });
     CUTE_UNROLL
     for (int m = 0; m < kValueTiles; ++m) warpgroup_fence_operand(rO[m]);

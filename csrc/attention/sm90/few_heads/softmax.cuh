@@ -108,6 +108,12 @@ __device__ __forceinline__ void mask_scores(TensorS& rS, uint64_t valid, int lan
     if (!(valid >> (warp * 16 + fragment_row(i) * 8 + lane / 4) & 1)) rS(i) = negative_infinity();
 }
 
+// Two 8 x 8 matrices of bf16, as a warp's accumulators hold them, transposed: `address` of their l-th row is lane l's.
+__device__ __forceinline__ void store_matrices_transposed(uint32_t address, uint32_t first, uint32_t second) {
+  asm volatile("stmatrix.sync.aligned.m8n8.x2.trans.shared.b16 [%0], {%1, %2};" ::"r"(address), "r"(first), "r"(second)
+               : "memory");
+}
+
 // Writes a warp's 16 rows of an accumulator [64, heads], as bf16 pairs of heads, transposed to a swizzled tile
 // [heads, 64].
 template <class TensorPacked>
@@ -116,9 +122,7 @@ __device__ __forceinline__ void store_transposed(TensorPacked const& packed, bf1
   for (int g = 0; g < size(packed) / 2; ++g) {
     int const head = g * 8 + lane % 8;
     uint32_t const address = cast_smem_ptr_to_uint(tile) + head * 128 + ((warp * 2 + lane / 8 % 2) ^ (lane % 8)) * 16;
-    asm volatile("stmatrix.sync.aligned.m8n8.x2.trans.shared.b16 [%0], {%1, %2};" ::"r"(address), "r"(packed(g * 2)),
-                 "r"(packed(g * 2 + 1))
-                 : "memory");
+    store_matrices_transposed(address, packed(g * 2), packed(g * 2 + 1));
   }
 }
 

@@ -1,4 +1,4 @@
-// The kernel for few heads as an implementation of the op.
+// The kernel for few heads as an implementation of the op, and which calls get teams.
 #include <cuda_runtime_api.h>
 
 #include "sparse_mla_decode/sm90/launch.h"
@@ -13,24 +13,50 @@ cudaError_t launch_team(SparseMlaDecodeParams const&, Team const&, cudaStream_t)
 
 namespace decode_few_heads {
 template <class Format, int kHeads>
-cudaError_t launch(SparseMlaDecodeParams const&, cudaStream_t);
-extern template cudaError_t launch<KvV32, 8>(SparseMlaDecodeParams const&, cudaStream_t);
-extern template cudaError_t launch<KvV32, 16>(SparseMlaDecodeParams const&, cudaStream_t);
-extern template cudaError_t launch<KvV4, 8>(SparseMlaDecodeParams const&, cudaStream_t);
-extern template cudaError_t launch<KvV4, 16>(SparseMlaDecodeParams const&, cudaStream_t);
-extern template cudaError_t launch<KvBf16, 8>(SparseMlaDecodeParams const&, cudaStream_t);
-extern template cudaError_t launch<KvBf16, 16>(SparseMlaDecodeParams const&, cudaStream_t);
+int most_teams(int ctas, int device);
+template <class Format, int kHeads>
+cudaError_t launch(SparseMlaDecodeParams const&, Team const&, cudaStream_t);
 
 char const* why_unsupported(KvFormat, int h_q) { return h_q > 16 ? "more than 16 heads" : nullptr; }
 
+// Few queries: the teams of heads64.cuh, whose members have fewer registers to send and a pair of blocks in less time
+// than two, are faster than this kernel's, if a CTA has little to do.
+bool takes_heads64(SparseMlaDecodeParams const& p, Team const& team) {
+  constexpr int kLeastTeam = 4, kFewUnits = 4;
+  return team.ctas >= kLeastTeam && team_shape(p).most_units() <= kFewUnits * team.ctas;
+}
+
+// The team that a call's queries get here: the largest with which all of them run at once, unless parts would be so
+// much shorter that they take less time.
+Team team_for(SparseMlaDecodeParams const& p, int (*most_teams)(int ctas, int device)) {
+  int device = 0, sms = 0;
+  DecodeShape const shape = shape_of(p);
+  if (p.batch_invariant || cudaGetDevice(&device) ||
+      cudaDeviceGetAttribute(&sms, cudaDevAttrMultiProcessorCount, device) || shape.queries > sms)
+    return {};
+  // The longest part that the queries would be cut into (EvenCuts). Parts, which another kernel adds up, take in the
+  // end about as many units' time more than a team does.
+  constexpr int kPartsCost = 7;
+  int const units = shape.most_units(), parts = shape.parts(sms), pieces = std::min(parts / shape.queries, units);
+  int const longest = std::min((units + pieces - 1) / pieces, shape.queries * units / parts + kSecondUnits);
+  for (int const ctas : kFewHeadsTeams) {
+    int const members = 2 * ctas;
+    if (members > units || (units + members - 1) / members >= longest + kPartsCost) continue;
+    if (shape.queries * ctas <= sms && shape.queries <= most_teams(ctas, device)) return {ctas};
+  }
+  return {};
+}
+
+template <class Format, int kHeads>
+cudaError_t run_heads(SparseMlaDecodeParams const& p, cudaStream_t s) {
+  return launch<Format, kHeads>(p, team_for(p, most_teams<Format, kHeads>), s);
+}
+
 template <class Format>
 cudaError_t run_format(SparseMlaDecodeParams const& p, cudaStream_t s) {
-  // Few queries: to have no second kernel is worth more than to have no empty heads, if a CTA has little to do.
-  constexpr int kFewUnits = 4;
   Team const team = decode_heads64::team_for<Format>(p);
-  if (team.ctas >= 4 && team_shape(p).most_units() <= kFewUnits * team.ctas)
-    return decode_heads64::launch_team<Format>(p, team, s);
-  return p.h_q <= 8 ? launch<Format, 8>(p, s) : launch<Format, 16>(p, s);
+  if (takes_heads64(p, team)) return decode_heads64::launch_team<Format>(p, team, s);
+  return p.h_q <= 8 ? run_heads<Format, 8>(p, s) : run_heads<Format, 16>(p, s);
 }
 
 int run(SparseMlaDecodeParams const& p, KvFormat format, void* stream) {

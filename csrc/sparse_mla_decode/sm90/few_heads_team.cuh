@@ -1,0 +1,260 @@
+// Up to 16 heads: a query's keys spread over the consumers of a cluster's CTAs, a team of two for each CTA. They add up
+// their outputs through shared memory, and no second kernel is needed. (team.cuh does so for 64 heads.)
+//
+// Each member finishes an equal share of each warp's columns. At the end of its keys it writes every share of its
+// output, as it was accumulated and as the threads hold it, where the share will be finished; with it go each warp's
+// sums and references. Who finishes adds up what has come in the order of the members: the same bits on every launch.
+// To the own CTA ordinary stores go, to the others asynchronous ones (the network between CTAs gives an SM some 25
+// bytes a nanosecond, and its shared memory 220). Warps send to members in different orders, or all would send to the
+// same one at the same time.
+//
+// Consumer 0 has its blocks before consumer 1. So the inboxes of both take the place of its key tiles and Q, and it has
+// sent everything before consumer 1 has anything to send:
+//
+//   barrier    arrives                                                    waits
+//   ready      4 warps of consumer 0 of all CTAs, when they read keys     consumers, before they send
+//              and Q no more
+//   received   8 warps of the CTA's own consumers, when they have sent;   consumers, before they add up
+//              bytes from the others (one thread expects them from the
+//              start)
+#pragma once
+
+#include "arch/any/cluster.cuh"
+#include "arch/sm90/remote.cuh"
+#include "attention/sm90/few_heads/softmax.cuh"
+#include "team_shares.cuh"
+#include "work.cuh"
+
+namespace dsa::sm90::decode_few_heads {
+
+// What comes from the team.
+template <int kHeads>
+struct TeamInbox {
+  // Of O^T a thread has for every 64 value columns and 8 heads one vector of four floats: two columns, two heads.
+  static constexpr int kHeadVectors = kHeads / 8, kVectors = kValueTiles * kHeadVectors;
+  using Shares = TeamShares<kVectors>;
+  // A warp tells of its keys: sums, weights (few_heads/softmax.cuh) and the consumer's references of a lane's kMine
+  // heads, by four lanes that have all heads; as vectors, [vector][lane].
+  static constexpr int kMine = kHeads / 4, kStatVectors = (3 * kMine + 3) / 4;
+  struct WarpStats {
+    float4 vector[kStatVectors][4];
+  };
+
+  // First member that a warp sends to, and who so finishes its first share.
+  static __device__ __forceinline__ int first_member(int warp, int members) { return warp * members / 4; }
+
+  // Bytes that other CTAs send to the CTA `rank` of so many.
+  static __device__ __forceinline__ uint32_t bytes(int rank, int ctas) {
+    Shares const shares(2 * ctas);
+    int vectors = 0;
+    for (int consumer = 0; consumer < 2; ++consumer)
+      for (int warp = 0; warp < 4; ++warp)
+        vectors += shares.count(shares.share_of(rank * 2 + consumer, first_member(warp, 2 * ctas)));
+    return (2 * ctas - 2) * uint32_t(vectors * 32 * sizeof(float4) + 4 * sizeof(WarpStats));
+  }
+};
+
+struct TeamBarriers {
+  Barrier ready, received;
+
+  // By one thread, before the team meets.
+  __device__ __forceinline__ void init(int ctas, uint32_t bytes) {
+    ready.init(ctas * 4);
+    received.init(1 + 8);
+    cutlass::arch::fence_barrier_init();
+    received.arrive_and_expect_tx(bytes);
+  }
+};
+
+// One thread of a consumer, in a team of kCtas. Config: few_heads::Config; Shared: its storage, with TeamBarriers team.
+template <class Config, class Shared, int kCtas>
+class TeamSum {
+ public:
+  __device__ __forceinline__ TeamSum(Shared& smem, int me, int lane, int warp)
+      : smem_(smem),
+        me_(me),
+        lane_(lane),
+        warp_(warp),
+        rank_(int(cluster_rank())),
+        first_(Inbox::first_member(warp, kMembers)) {}
+
+  // Once the team's inboxes are ready. `stats` are those of all keys of the warp.
+  template <class Stats, class TensorO>
+  __device__ __forceinline__ void send(Stats const& stats, TensorO const& rO) {
+    int const from = rank_ * 2 + me_;
+    CUTE_UNROLL
+    for (int share = 0; share < kMembers; ++share) {
+      int const to = Shares(kMembers).member_of(share, first_);
+      Outbox const theirs(*this, part(to % 2, from), to / 2);
+      CUTE_UNROLL
+      for (int v = 0; v < kShare && share * kShare + v < Shares::kVectors; ++v) {
+        int const i = share * kShare + v, m = i / Inbox::kHeadVectors, e = i % Inbox::kHeadVectors * 4;
+        theirs.put(v * 128, make_float4(rO[m](e), rO[m](e + 1), rO[m](e + 2), rO[m](e + 3)));
+      }
+    }
+    send_stats(stats, from);
+    __syncwarp();
+    if (lane_ == 0) smem_.team.received.arrive();
+  }
+
+  __device__ __forceinline__ void finish(DecodeParams const& p, int batch, int token) {
+    wait_for_remote(smem_.team.received, 0);
+    float factor[kEach];
+    weigh(p, batch * p.s_q + token, factor);
+    int const share = Shares(kMembers).share_of(rank_ * 2 + me_, first_), count = Shares(kMembers).count(share);
+    uint32_t packed[kShare][2];
+    CUTE_UNROLL
+    for (int v = 0; v < kShare; ++v) {
+      if (v >= count) break;
+      int const head = (share * kShare + v) % Inbox::kHeadVectors * 8 + lane_ % 4 * 2;
+      float4 acc = {};
+      CUTE_UNROLL
+      for (int from = 0; from < kMembers; ++from) {
+        float4 const theirs = part(me_, from)[v * 128];
+        float const first = factor_of(factor, from, head), second = factor_of(factor, from, head + 1);
+        acc.x += first * theirs.x;
+        acc.y += second * theirs.y;
+        acc.z += first * theirs.z;
+        acc.w += second * theirs.w;
+      }
+      packed[v][0] = pack_bf16(acc.x, acc.y);
+      packed[v][1] = pack_bf16(acc.z, acc.w);
+    }
+    // The warp's 16 columns of 8 heads, transposed where its first member's vectors were.
+    __syncwarp();
+    CUTE_UNROLL
+    for (int v = 0; v < kShare; ++v)
+      if (v < count)
+        few_heads::store_matrices_transposed(
+            cast_smem_ptr_to_uint(rows(v)) + lane_ % 8 * 32 + lane_ / 8 % 2 * 16, packed[v][0], packed[v][1]);
+    __syncwarp();
+    CUTE_UNROLL
+    for (int v = 0; v < kShare; ++v) {
+      int const i = share * kShare + v, head = i % Inbox::kHeadVectors * 8 + lane_ / 4;
+      if (v >= count || head >= p.h_q) continue;
+      auto* const out = static_cast<__nv_bfloat16*>(p.out) + batch * p.out_stride_batch + token * p.out_stride_token +
+                        head * p.out_stride_head + i / Inbox::kHeadVectors * kTileCols + warp_ * 16 + lane_ % 4 * 4;
+      *reinterpret_cast<uint2*>(out) = rows(v)[lane_];
+    }
+  }
+
+ private:
+  static constexpr int kHeads = Config::kHeads, kMine = kHeads / 4, kMembers = 2 * kCtas;
+  using Inbox = TeamInbox<kHeads>;
+  using Shares = typename Inbox::Shares;
+  using WarpStats = typename Inbox::WarpStats;
+  static constexpr int kShare = (Shares::kVectors + kMembers - 1) / kMembers;
+  // weigh(): lanes have a head of every kGroups-th member.
+  static constexpr int kGroups = 32 / kHeads, kEach = (kMembers + kGroups - 1) / kGroups;
+  static_assert(2 * kMembers * kShare * 128 * sizeof(float4) <= sizeof(Shared::tile[0]));
+  static_assert(kMembers * 4 * sizeof(WarpStats) <= sizeof(Shared::q[0]));
+
+  // This thread's first vector of what a member sends to a consumer: [consumer][member][of a share][thread].
+  __device__ __forceinline__ float4* part(int consumer, int from) const {
+    return reinterpret_cast<float4*>(smem_.tile[0]) + (consumer * kMembers + from) * kShare * 128 + warp_ * 32 + lane_;
+  }
+  __device__ __forceinline__ WarpStats& stats_of(int from, int warp) const {
+    return reinterpret_cast<WarpStats*>(smem_.q[0])[from * 4 + warp];
+  }
+  // 8 heads of 16 columns of bf16, by lanes.
+  __device__ __forceinline__ uint2* rows(int v) const { return reinterpret_cast<uint2*>(part(me_, 0) - lane_ + v * 128); }
+
+  // A place of this CTA, in the CTA `cta`.
+  class Outbox {
+   public:
+    __device__ __forceinline__ Outbox(TeamSum const& sum, float4* place, int cta)
+        : place_(place), own_(kCtas == 1 || cta == sum.rank_) {
+      if (own_) return;
+      address_ = remote_address(place, cta);
+      barrier_ = remote_address(&sum.smem_.team.received, cta);
+    }
+    __device__ __forceinline__ void put(int i, float4 const& v) const {
+      if (own_)
+        place_[i] = v;
+      else
+        store_remotely(address_ + i * sizeof(float4), reinterpret_cast<uint4 const&>(v), barrier_);
+    }
+
+   private:
+    float4* place_;
+    bool own_;
+    uint32_t address_, barrier_;
+  };
+
+  // To every CTA: half of the warp to every other one.
+  template <class Stats>
+  __device__ __forceinline__ void send_stats(Stats const& stats, int from) {
+    int const vector = lane_ % 16 / 4;
+    float all[Inbox::kStatVectors * 4] = {};
+    CUTE_UNROLL
+    for (int h = 0; h < kMine; ++h) {
+      all[h] = stats.sum[h];
+      all[kMine + h] = stats.weight[h];
+      all[2 * kMine + h] = stats.reference[h];
+    }
+    float4 mine;
+    CUTE_UNROLL
+    for (int i = 0; i < Inbox::kStatVectors; ++i)
+      if (i == vector) mine = make_float4(all[i * 4], all[i * 4 + 1], all[i * 4 + 2], all[i * 4 + 3]);
+    if (vector >= Inbox::kStatVectors) return;
+    CUTE_UNROLL
+    for (int to = lane_ / 16; to < kCtas; to += 2)
+      Outbox(*this, &stats_of(from, warp_).vector[vector][lane_ % 4], to).put(0, mine);
+  }
+
+  // What each member's outputs are multiplied by, for this lane's head of this lane's members. A warp writes the heads'
+  // lse.
+  __device__ __forceinline__ void weigh(DecodeParams const& p, int query, float (&factor)[kEach]) {
+    int const head = lane_ % kHeads;
+    float sum[kEach], reference[kEach], top = negative_infinity(), total = 0.f;
+    CUTE_UNROLL
+    for (int i = 0; i < kEach; ++i) {
+      int const from = i * kGroups + lane_ / kHeads;
+      float weight = 0.f;
+      sum[i] = 0.f;
+      reference[i] = negative_infinity();
+      if (from < kMembers) {
+        CUTE_UNROLL
+        for (int w = 0; w < 4; ++w) {
+          sum[i] += stat(from, w, 0, head);
+          weight += stat(from, w, 1, head);
+        }
+        reference[i] = stat(from, 0, 2, head);
+      }
+      factor[i] = weight == 0.f ? 0.f : sum[i] / weight;
+      top = fmaxf(top, reference[i]);
+    }
+    CUTE_UNROLL
+    for (int mask = kHeads; mask < 32; mask *= 2) top = fmaxf(top, __shfl_xor_sync(~0u, top, mask));
+    top = exponent_offset(top);
+    CUTE_UNROLL
+    for (int i = 0; i < kEach; ++i) {
+      float const w = exp2f(reference[i] - top);
+      factor[i] *= w;
+      total += sum[i] * w;
+    }
+    CUTE_UNROLL
+    for (int mask = kHeads; mask < 32; mask *= 2) total += __shfl_xor_sync(~0u, total, mask);
+    float const sink = p.attn_sink != nullptr && head < p.h_q ? p.attn_sink[head] : negative_infinity();
+    float const scale = output_scale(total, top, sink);
+    CUTE_UNROLL
+    for (int i = 0; i < kEach; ++i) factor[i] *= scale;
+    if (rank_ == 0 && me_ == 0 && warp_ == 0 && lane_ < kHeads && head < p.h_q)
+      p.lse[int64_t(query) * p.h_q + head] = natural_lse(total, top);
+  }
+
+  // which: 0 a warp's sum, 1 its weight, 2 the consumer's reference.
+  __device__ __forceinline__ float stat(int from, int warp, int which, int head) const {
+    int const i = which * kMine + head / 8 * 2 + head % 2;
+    return reinterpret_cast<float const*>(&stats_of(from, warp).vector[i / 4][head % 8 / 2])[i % 4];
+  }
+  __device__ __forceinline__ static float factor_of(float const (&factor)[kEach], int from, int head) {
+    return __shfl_sync(~0u, factor[from / kGroups], from % kGroups * kHeads + head);
+  }
+
+  Shared& smem_;
+  int const me_, lane_, warp_, rank_;
+  int const first_;  // member that finishes this warp's first share
+};
+
+}  // namespace dsa::sm90::decode_few_heads

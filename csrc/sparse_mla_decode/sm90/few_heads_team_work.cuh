@@ -1,0 +1,114 @@
+// What a consumer of a team (few_heads_team.cuh) works on: one of its query's equal pieces.
+#pragma once
+
+#include <iterator>
+
+#include "few_heads_team.cuh"
+#include "rows.cuh"
+
+namespace dsa::sm90::decode_few_heads {
+
+struct TeamPiece {
+  int batch, token, head;
+  int blocks;      // at least one: where there are no keys it is masked
+  KeyRun runs[2];  // in either cache
+
+  static __device__ __forceinline__ bool has_lengths(DecodeParams const& p) {
+    return p.keys[0].length != nullptr || p.keys[1].length != nullptr;
+  }
+  // Of a consumer of this CTA, by lengths that may still change.
+  static __device__ __forceinline__ TeamPiece of(DecodeParams const& p, int consumer) {
+    int const query = DecodeWork::part_of(p), batch = query / p.s_q, token = query % p.s_q;
+    int const length[2] = {DecodeParams::length(p.keys[0], batch, token), DecodeParams::length(p.keys[1], batch, token)};
+    int const units = p.shape.units(length[0], length[1]), first_blocks = DecodeShape::blocks_of(length[0]);
+    int const member = blockIdx.x % p.team * 2 + consumer, members = p.team * 2;
+    int const begin = share_before(member, members, units), end = share_before(member + 1, members, units);
+    int const of_first = max(min(end, first_blocks) - begin, 0), from = max(begin - first_blocks, 0);
+    int const blocks = max(end - begin, 1);
+    auto const idx = [&](KvSelection const& keys) {
+      return keys.idx + (batch * keys.idx_stride_batch + token * keys.idx_stride_token);
+    };
+    return {batch,
+            token,
+            0,
+            blocks,
+            {{idx(p.keys[0]) + begin * kBlockK, length[0] - begin * kBlockK, of_first, 0},
+             {idx(p.keys[1]) + from * kBlockK, end > begin ? length[1] - from * kBlockK : 0, blocks - of_first, 1}}};
+  }
+};
+
+template <class Config, class Shared>
+class TeamWork {
+ public:
+  using Params = DecodeParams;
+
+  static constexpr bool kTeam = true;
+
+  __device__ __forceinline__ TeamWork(Params const& params, Shared& smem, int consumer)
+      : params_(params), smem_(smem), me_(consumer) {}
+
+  __device__ __forceinline__ bool done() const { return done_; }
+  __device__ __forceinline__ void advance() { done_ = true; }
+  __device__ __forceinline__ TeamPiece const& tile() const { return smem_.pieces[me_]; }
+  __device__ __forceinline__ int blocks() const { return tile().blocks; }
+
+  template <class Stats, class TensorO>
+  __device__ __forceinline__ void finish(Stats& stats, TensorO const& rO, int lane, int warp) {
+    // (Only products have read where the others will write, and the warp's lanes have met where they waited for those.)
+    if (me_ == 0 && lane < params_.team) arrive_remotely(remote_address(&smem_.team.ready, lane));
+    auto const plus = [](float a, float b) { return a + b; };
+    few_heads::reduce_over_keys(stats.sum, plus);
+    few_heads::reduce_over_keys(stats.weight, plus);
+    wait_for_remote(smem_.team.ready, 0);
+    add_up(stats, rO, lane, warp);
+  }
+
+ private:
+  // As a team of the kSize-th size, if it is one.
+  template <int kSize = 0, class Stats, class TensorO>
+  __device__ __forceinline__ void add_up(Stats const& stats, TensorO const& rO, int lane, int warp) {
+    constexpr int kCtas = kFewHeadsTeams[kSize];
+    if constexpr (kSize + 1 < std::size(kFewHeadsTeams))
+      if (params_.team != kCtas) return add_up<kSize + 1>(stats, rO, lane, warp);
+    TeamSum<Config, Shared, kCtas> sum(smem_, me_, lane, warp);
+    sum.send(stats, rO);
+    sum.finish(params_, tile().batch, tile().token);
+  }
+
+  Params const& params_;
+  Shared& smem_;
+  int const me_;
+  bool done_ = false;
+};
+
+// The key blocks of both consumers by turns, as a producer warp walks over them.
+class TeamWalk {
+ public:
+  __device__ __forceinline__ explicit TeamWalk(TeamPiece const (&pieces)[2])
+      : pieces_(pieces), runs_{pieces[1].runs[0], pieces[0].runs[0]} {}
+
+  // What the next block is, and this thread's index in it.
+  __device__ __forceinline__ uint32_t take(DecodeParams const&, Lane const& self, int& index) {
+    for (int i = 0; i < 2; ++i) {
+      KeyRun const other = runs_[1];
+      runs_[1] = runs_[0];
+      runs_[0] = other;
+      turn_ ^= 1;
+      if (runs_[0].blocks == 0 && runs_[0].selection == 0) runs_[0] = pieces_[turn_].runs[1];
+      if (runs_[0].blocks == 0) continue;
+      index = load_index(runs_[0], self);
+      uint32_t const kind = BlockKind::of(runs_[0], turn_);
+      runs_[0].pass();
+      return kind;
+    }
+    index = -1;
+    return 0;
+  }
+
+ private:
+  TeamPiece const (&pieces_)[2];
+  KeyRun runs_[2];  // the latest one's, and the other's
+  int turn_ = 1;    // whose the latest is
+};
+
+}  // namespace dsa::sm90::decode_few_heads
