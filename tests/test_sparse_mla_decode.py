@@ -103,8 +103,8 @@ def least_team(h_q):
 @pytest.fixture(autouse=True)
 def few_multiprocessors(request, multiprocessors):
     """As crowd(), on an emulated device: too few for teams of three requests or more. They share CTAs, and are cut."""
-    parameters = getattr(request.node, "callspec", None) and request.node.callspec.params or {}
-    h_q = parameters["case"].h_q if "case" in parameters else parameters.get("h_q", 16)
+    parameters = request.node.callspec.params if hasattr(request.node, "callspec") else {}
+    h_q = parameters["case"].h_q if "case" in parameters else parameters.get("h_q", 64)
     multiprocessors(3 * least_team(h_q) - 1)
 
 
@@ -162,7 +162,7 @@ def test_few_queries_for_each_multiprocessor(ctas, teams, h_q, format, device, m
     "ctas, h_q, format",
     [(1, 16, "v32"), (1, 8, "v4"), (1, 9, "bf16"), (2, 16, "v4"), (2, 5, "v32"), (3, 16, "bf16"), (3, 8, "v32")],
 )
-def test_few_queries_of_few_heads(ctas, h_q, format, device, multiprocessors):
+def test_few_queries_for_each_consumer(ctas, h_q, format, device, multiprocessors):
     """As above, for the halves of so many CTAs (csrc/.../sm90/few_heads_team.cuh)."""
     queries = 2
     if device == "cuda":

@@ -73,8 +73,7 @@ __global__ void __launch_bounds__(kDecodeThreads, 1)
   auto& smem = *reinterpret_cast<Shared*>(raw);
   if (threadIdx.x == 32) {
     Config::init_barriers(smem);
-    if constexpr (kTeam)
-      smem.team.init(params.team, TeamInbox<kHeads>::bytes(int(cluster_rank()), params.team));
+    if constexpr (kTeam) smem.team.init(params.team, TeamInbox<kHeads>::bytes(int(cluster_rank()), params.team));
   }
   if constexpr (kTeam) {
     cluster_arrive();

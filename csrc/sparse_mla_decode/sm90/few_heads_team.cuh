@@ -27,6 +27,9 @@
 
 namespace dsa::sm90::decode_few_heads {
 
+// CTAs of a team: those that are asked for, and the order.
+constexpr int kFewHeadsTeams[] = {3, 2, 1};
+
 // What comes from the team.
 template <int kHeads>
 struct TeamInbox {
@@ -125,8 +128,8 @@ class TeamSum {
     CUTE_UNROLL
     for (int v = 0; v < kShare; ++v)
       if (v < count)
-        few_heads::store_matrices_transposed(
-            cast_smem_ptr_to_uint(rows(v)) + lane_ % 8 * 32 + lane_ / 8 % 2 * 16, packed[v][0], packed[v][1]);
+        few_heads::store_matrices_transposed(cast_smem_ptr_to_uint(rows(v)) + lane_ % 8 * 32 + lane_ / 8 % 2 * 16,
+                                             packed[v][0], packed[v][1]);
     __syncwarp();
     CUTE_UNROLL
     for (int v = 0; v < kShare; ++v) {
@@ -157,7 +160,9 @@ class TeamSum {
     return reinterpret_cast<WarpStats*>(smem_.q[0])[from * 4 + warp];
   }
   // 8 heads of 16 columns of bf16, by lanes.
-  __device__ __forceinline__ uint2* rows(int v) const { return reinterpret_cast<uint2*>(part(me_, 0) - lane_ + v * 128); }
+  __device__ __forceinline__ uint2* rows(int v) const {
+    return reinterpret_cast<uint2*>(part(me_, 0) - lane_ + v * 128);
+  }
 
   // A place of this CTA, in the CTA `cta`.
   class Outbox {

@@ -19,7 +19,8 @@ struct TeamPiece {
   // Of a consumer of this CTA, by lengths that may still change.
   static __device__ __forceinline__ TeamPiece of(DecodeParams const& p, int consumer) {
     int const query = DecodeWork::part_of(p), batch = query / p.s_q, token = query % p.s_q;
-    int const length[2] = {DecodeParams::length(p.keys[0], batch, token), DecodeParams::length(p.keys[1], batch, token)};
+    int const length[2] = {DecodeParams::length(p.keys[0], batch, token),
+                           DecodeParams::length(p.keys[1], batch, token)};
     int const units = p.shape.units(length[0], length[1]), first_blocks = DecodeShape::blocks_of(length[0]);
     int const member = blockIdx.x % p.team * 2 + consumer, members = p.team * 2;
     int const begin = share_before(member, members, units), end = share_before(member + 1, members, units);

@@ -16,8 +16,6 @@ constexpr int kProducerWarps = 8, kDecodeThreads = 2 * 128 + kProducerWarps * 32
 
 // CTAs that may share a query's keys as a cluster (team.cuh).
 constexpr int kTeams[] = {16, 8, 6, 4, 3, 2}, kLargestTeam = kTeams[0];
-// The same for up to 16 heads (few_heads_team.cuh).
-constexpr int kFewHeadsTeams[] = {8, 4, 3, 2, 1};
 
 struct DecodeParams : SparseMlaDecodeParams {
   DecodeShape shape;

@@ -1,6 +1,7 @@
 // The kernel for few heads as an implementation of the op, and which calls get teams.
 #include <cuda_runtime_api.h>
 
+#include "sparse_mla_decode/sm90/few_heads_team.cuh"
 #include "sparse_mla_decode/sm90/launch.h"
 
 namespace dsa::sm90 {
@@ -19,8 +20,7 @@ cudaError_t launch(SparseMlaDecodeParams const&, Team const&, cudaStream_t);
 
 char const* why_unsupported(KvFormat, int h_q) { return h_q > 16 ? "more than 16 heads" : nullptr; }
 
-// Few queries: the teams of heads64.cuh, whose members have fewer registers to send and a pair of blocks in less time
-// than two, are faster than this kernel's, if a CTA has little to do.
+// Few queries, for which there are larger teams: empty heads matter little, if a CTA has little to do.
 bool takes_heads64(SparseMlaDecodeParams const& p, Team const& team) {
   constexpr int kLeastTeam = 4, kFewUnits = 4;
   return team.ctas >= kLeastTeam && team_shape(p).most_units() <= kFewUnits * team.ctas;
