@@ -110,8 +110,8 @@ struct Consumer {
     if (lane == 0) smem.empty[me][Shared::barrier(g, block)].arrive();
   }
 
-  // O^T += V^T P^T of this consumer's next block. Of a query's last one a group of tiles is kept for finish_query, or,
-  // where no keys come any more, all.
+  // O^T += V^T P^T of this consumer's next block. Of a query's last one a group of tiles is kept for finish_query; or
+  // all, where no keys come any more.
   // q_is_free: called when nobody reads Q for this block any more.
   template <class F>
   __device__ __forceinline__ void add_block(bool last, F const& q_is_free) {
@@ -147,6 +147,7 @@ struct Consumer {
 
     CUTE_UNROLL
     for (int m = 0; m < kValueTiles; ++m) warpgroup_fence_operand(rO[m]);
+    bool const keeps_all = Work::kTeam && last;
     warpgroup_arrive();
     CUTE_UNROLL
     for (int i = 0; i < Config::kGroups; ++i) {
@@ -157,12 +158,13 @@ struct Consumer {
           mma_ss(typename Config::MmaVP{}, make_tensor(make_smem_ptr(opaque(key_tile(p))), ValueLayout{}),
                  make_tensor(make_smem_ptr(opaque(probabilities())), typename Config::HeadLayout{}),
                  rO[Config::column_tile(p)], thread, false);
-      warpgroup_commit_batch();
+      if (!keeps_all || i == Config::kGroups - 1) warpgroup_commit_batch();
     }
     stats.add(rS, scale_log2);  // while the products run
     for_each(make_seq<Config::kGroups>{}, [&](auto i) {
-      warpgroup_wait<Config::kGroups - 1 - i>();
-      if (!last || (!Work::kTeam && i < Config::kGroups - 1)) release_group(Config::value_group(i));
+      constexpr bool kLast = i == Config::kGroups - 1;
+      if (!keeps_all || kLast) warpgroup_wait<Config::kGroups - 1 - i>();
+      if (!keeps_all && (!last || !kLast)) release_group(Config::value_group(i));
     });
     CUTE_UNROLL
     for (int m = 0; m < kValueTiles; ++m) warpgroup_fence_operand(rO[m]);
