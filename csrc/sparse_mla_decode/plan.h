@@ -83,7 +83,7 @@ __host__ __device__ constexpr int unit_before(int part, int parts, int units) {
 //   pieces     every query in as many equal pieces as there are parts for it; whole queries if there are more than
 //   parts a line     parts of equal length, most of which hold pieces of two queries
 // Adding up pieces takes about as long as kCombineUnits units, a second query in a part kSecondUnits.
-constexpr int kCombineUnits = 3, kSecondUnits = 2;
+constexpr int kCombineUnits = 3, kSecondUnits = 4;
 class EvenCuts {
  public:
   __host__ __device__ constexpr EvenCuts(int parts, int queries, int units)

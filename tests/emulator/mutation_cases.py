@@ -98,10 +98,10 @@ def _decode() -> Iterator[MutationCase]:
                 rising = {"values": "ramp", "indices": "ascending", "topk_length": None}
                 call = partial(_decode_call, DecodeCase(format=format, **sizes, **(HOSTILE | rising)))
                 yield MutationCase("sparse_mla_decode", f"decode_heads64<{cpp},true,{teams}>", call, ctas * teams)
-        # Teams of few heads: of every size, with a key for each member and more than the buffers hold.
+        # Teams of few heads: of every size, with a key for each member; and with more than the buffers hold.
         for h_q in (16, 8):
-            for ctas in (1, 2, 3):
-                for more in ({"topk": 128 * ctas}, {"topk": 400 * ctas, **EXTRA}):
+            for ctas in (1, 2, 3, 4, 6, 8):
+                for more in ({"topk": 128 * ctas + 1}, *[{"topk": 400 * ctas, **EXTRA}] * (ctas <= 3)):
                     case = DecodeCase(h_q=h_q, format=format, batch=2, slots=1300, page_size=53, **more, **HOSTILE)
                     call = partial(_decode_call, case)
                     yield MutationCase("sparse_mla_decode", f"decode_few_heads<{cpp},{h_q},true>", call, 2 * ctas)

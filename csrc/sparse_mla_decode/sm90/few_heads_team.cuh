@@ -9,11 +9,12 @@
 // same one at the same time.
 //
 // Consumer 0 has its blocks before consumer 1. So the inboxes of both take the place of its key tiles and Q, and it has
-// sent everything before consumer 1 has anything to send:
+// sent everything before consumer 1 has anything to send. (Those of six CTAs, with 16 heads, are larger: each takes the
+// place of its own consumer's tiles.)
 //
 //   barrier    arrives                                                    waits
-//   ready      4 warps of consumer 0 of all CTAs, when they read keys     consumers, before they send
-//              and Q no more
+//   ready      4 warps of consumer 0 (or of both, as said) of all CTAs,   consumers, before they send
+//              when they read keys and Q no more
 //   received   8 warps of the CTA's own consumers, when they have sent;   consumers, before they add up
 //              bytes from the others (one thread expects them from the
 //              start)
@@ -28,7 +29,7 @@
 namespace dsa::sm90::decode_few_heads {
 
 // CTAs of a team: those that are asked for, and the order.
-constexpr int kFewHeadsTeams[] = {3, 2, 1};
+constexpr int kFewHeadsTeams[] = {8, 6, 4, 3, 2, 1};
 
 // What comes from the team.
 template <int kHeads>
@@ -42,6 +43,12 @@ struct TeamInbox {
   struct WarpStats {
     float4 vector[kStatVectors][4];
   };
+
+  // Whether the two of a CTA have more than one consumer's tiles have room for.
+  template <class Shared>
+  static __device__ __forceinline__ constexpr bool both_make_room(int ctas) {
+    return 2 * 2 * ctas * Shares(2 * ctas).each * 128 * sizeof(float4) > sizeof(Shared::tile[0]);
+  }
 
   // First member that a warp sends to, and who so finishes its first share.
   static __device__ __forceinline__ int first_member(int warp, int members) { return warp * members / 4; }
@@ -61,8 +68,8 @@ struct TeamBarriers {
   Barrier ready, received;
 
   // By one thread, before the team meets.
-  __device__ __forceinline__ void init(int ctas, uint32_t bytes) {
-    ready.init(ctas * 4);
+  __device__ __forceinline__ void init(int ctas, bool both_make_room, uint32_t bytes) {
+    ready.init(ctas * (both_make_room ? 8 : 4));
     received.init(1 + 8);
     cutlass::arch::fence_barrier_init();
     received.arrive_and_expect_tx(bytes);
@@ -149,12 +156,14 @@ class TeamSum {
   static constexpr int kShare = (Shares::kVectors + kMembers - 1) / kMembers;
   // weigh(): lanes have a head of every kGroups-th member.
   static constexpr int kGroups = 32 / kHeads, kEach = (kMembers + kGroups - 1) / kGroups;
-  static_assert(2 * kMembers * kShare * 128 * sizeof(float4) <= sizeof(Shared::tile[0]));
+  static constexpr bool kBoth = Inbox::template both_make_room<Shared>(kCtas);
+  static_assert(kMembers * kShare * 128 * sizeof(float4) <= sizeof(Shared::tile[0]));
   static_assert(kMembers * 4 * sizeof(WarpStats) <= sizeof(Shared::q[0]));
 
   // This thread's first vector of what a member sends to a consumer: [consumer][member][of a share][thread].
   __device__ __forceinline__ float4* part(int consumer, int from) const {
-    return reinterpret_cast<float4*>(smem_.tile[0]) + (consumer * kMembers + from) * kShare * 128 + warp_ * 32 + lane_;
+    int const place = kBoth ? from : consumer * kMembers + from;
+    return reinterpret_cast<float4*>(smem_.tile[kBoth ? consumer : 0]) + place * kShare * 128 + warp_ * 32 + lane_;
   }
   __device__ __forceinline__ WarpStats& stats_of(int from, int warp) const {
     return reinterpret_cast<WarpStats*>(smem_.q[0])[from * 4 + warp];

@@ -56,7 +56,8 @@ class TeamWork {
   template <class Stats, class TensorO>
   __device__ __forceinline__ void finish(Stats& stats, TensorO const& rO, int lane, int warp) {
     // (Only products have read where the others will write, and the warp's lanes have met where they waited for those.)
-    if (me_ == 0 && lane < params_.team) arrive_remotely(remote_address(&smem_.team.ready, lane));
+    bool const makes_room = me_ == 0 || TeamInbox<Config::kHeads>::template both_make_room<Shared>(params_.team);
+    if (makes_room && lane < params_.team) arrive_remotely(remote_address(&smem_.team.ready, lane));
     auto const plus = [](float a, float b) { return a + b; };
     few_heads::reduce_over_keys(stats.sum, plus);
     few_heads::reduce_over_keys(stats.weight, plus);

@@ -20,10 +20,10 @@ cudaError_t launch(SparseMlaDecodeParams const&, Team const&, cudaStream_t);
 
 char const* why_unsupported(KvFormat, int h_q) { return h_q > 16 ? "more than 16 heads" : nullptr; }
 
-// Few queries, for which there are larger teams: empty heads matter little, if a CTA has little to do.
+// So few queries that CTAs of a team of heads64 have a pair of blocks each: half of the value columns or less is then
+// worth more than that no rows are empty.
 bool takes_heads64(SparseMlaDecodeParams const& p, Team const& team) {
-  constexpr int kLeastTeam = 4, kFewUnits = 4;
-  return team.ctas >= kLeastTeam && team_shape(p).most_units() <= kFewUnits * team.ctas;
+  return team && team_shape(p).most_units() <= team.ctas;
 }
 
 // The team that a call's queries get here: the largest with which all of them run at once, unless parts would be so
@@ -36,7 +36,7 @@ Team team_for(SparseMlaDecodeParams const& p, int (*most_teams)(int ctas, int de
     return {};
   // The longest part that the queries would be cut into (EvenCuts). Parts, which another kernel adds up, take in the
   // end about as many units' time more than a team does.
-  constexpr int kPartsCost = 7;
+  constexpr int kPartsCost = 3;
   int const units = shape.most_units(), parts = shape.parts(sms), pieces = std::min(parts / shape.queries, units);
   int const longest = std::min((units + pieces - 1) / pieces, shape.queries * units / parts + kSecondUnits);
   for (int const ctas : kFewHeadsTeams) {
