@@ -21,6 +21,9 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
+    # Processes of pytest-xdist share the cores: with as many threads each as there are, they wait for each other.
+    if worker := getattr(config, "workerinput", None):
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // worker["workercount"]))
     config.emulator = None
     if arch := config.getoption("--emulate"):
         from tests.emulator import session
