@@ -1,10 +1,11 @@
 """indexer_logits against the definition in float64, on the CPU and on the GPU."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
-from logits_cases import E4M3, RaggedCase, expected, make_inputs, verify
+from logits_cases import E4M3, RaggedCase, codes, expected, make_inputs, verify
 
 import dsa_ext
 
@@ -97,6 +98,52 @@ def test_negative_products_count_nothing(device):
     out = dsa_ext.indexer_logits(*(t.to(device) for t in arguments)).cpu()
     want = torch.where(torch.arange(64) % 2 == 0, 0.0, 8 * 448 * 2.0**-9)
     assert torch.equal(out, torch.stack([want, -want]))
+
+
+@pytest.mark.parametrize("heads", [8, 32, 64])
+def test_one_product(heads, device):
+    """A query of one head that counts, whose products are exact: what is left where relu cuts off, and what is off where
+    it does not, are parts of 2^-15."""
+    s_q, s_k, d = 11, 130, 128
+    q, k, weights = codes(s_q, heads, d), codes(s_k, d), torch.zeros(s_q, heads)
+    head, dim = torch.randint(heads, (s_q,)), torch.randint(d, (s_q,))
+    i = torch.arange(s_q)
+    code = (torch.rand(s_q) * 432 + 16) * (1 - 2 * torch.randint(2, (s_q,)))
+    q[i, head] = torch.zeros(d).to(E4M3)
+    q[i, head, dim] = code.to(E4M3)
+    weights[i, head] = (torch.rand(s_q) + 1) * torch.exp2(torch.arange(s_q) * 21.0 - 105) * (1 - i % 2 * 2)
+    start, end = torch.zeros(s_q, dtype=torch.int32), torch.full((s_q,), s_k, dtype=torch.int32)
+    out = dsa_ext.indexer_logits(*(t.to(device) for t in (q, k, torch.ones(s_k), weights, start, end))).cpu().double()
+    x = q[i, head, dim].double()[:, None] * k[:, dim].T.double()
+    weight = weights[i, head].double()[:, None]
+    assert bool(((out - x.relu() * weight).abs() <= 2.0**-15 * (x * weight).abs()).all())
+
+
+@pytest.mark.parametrize("heads", [32, 64])
+def test_weights_of_all_magnitudes(heads, device):
+    """Within a query, and from one query to another: subnormal ones, ones whose sums with these keys are just finite."""
+    case = RaggedCase(heads=heads, s_q=17, s_k=200, ranges="all")
+    x = make_inputs(case)
+    x.weights[:6] *= torch.exp2(torch.randint(-12, 12, x.weights[:6].shape).float())
+    x.weights[6:] *= torch.exp2(torch.arange(11) * 20.0 - 125)[:, None]
+    x.weights[9] = 0
+    q = x.q.float()
+    q[10:] = torch.where(q[10:].abs() < 100, 0, q[10:].sign() * 2.0**-9)  # a few small codes
+    q = q.to(E4M3)
+    x = replace(x, q=q, k_scale=torch.ones(case.s_k))
+    want, mass = expected(x)
+    assert bool(want.float().isfinite().all())
+    verify(x.on(device).call(dsa_ext.indexer_logits).cpu(), want, mass + 2.0**-130)
+
+
+@pytest.mark.parametrize("heads", [8, 64])
+def test_weights_that_are_not_finite(heads, device):
+    """Their query's logits are not finite either, and no other's."""
+    x = make_inputs(RaggedCase(heads=heads, s_q=6, s_k=140, ranges="all"))
+    x.weights[2, 3], x.weights[4, 1] = math.inf, -math.inf
+    out = x.on(device).call(dsa_ext.indexer_logits).cpu()
+    for i, row in enumerate(out):
+        assert not bool(row.isfinite().any()) if i in (2, 4) else bool(row.isfinite().all())
 
 
 @pytest.mark.parametrize("s_q, s_k", [(0, 5), (5, 0), (0, 0)])

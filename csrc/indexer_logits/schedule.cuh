@@ -20,7 +20,7 @@ namespace dsa::indexer {
 
 constexpr int kTileKeys = 128;
 constexpr int kGroupKeys = 8;  // that lie in one page
-constexpr int kGap = 1;        // before a block, in tiles: what its Q and weights take to come
+constexpr int kGap = 2;        // before a block, in tiles: what its Q and weights take to come
 
 struct Range {
   int start, end;  // of keys; start == end: none

@@ -4,6 +4,8 @@
 #include <cuda.h>
 #include <cutlass/arch/barrier.h>
 
+#include <cute/arch/mma_sm90_gmma_ext.hpp>  // shapes that tensor.hpp leaves out
+#include <cute/atom/mma_traits_sm90_gmma_ext.hpp>
 #include <cute/tensor.hpp>
 
 #include "indexer_logits/loaders.cuh"
@@ -36,9 +38,15 @@ template <class Config, class Ranges>
 constexpr int fill_warps = 3 - key_producers<Config, Ranges>;
 __host__ __device__ constexpr int turns_of(bool split_queries) { return split_queries ? 1 : kConsumers; }
 
-enum : uint32_t { kStartKnown = 1, kFirstUnitLoaded = 2 };  // named barriers
+enum : uint32_t { kStartKnown = 1, kFirstUnitLoaded, kLinearHalf };  // named barriers; the last are kConsumers
 template <class Config, class Ranges>
 constexpr int kFirstUnitThreads = 128 + 32 * fill_warps<Config, Ranges>;
+
+__device__ __forceinline__ float power_of_two(int exponent) { return __uint_as_float(uint32_t(127 + exponent) << 23); }
+// Of a power of two from 2^-126 to 2^125.
+__device__ __forceinline__ float inverse_of(float unit) {
+  return __uint_as_float((254u << 23) - __float_as_uint(unit));
+}
 
 struct TensorMaps {
   CUtensorMap q, keys;
@@ -63,8 +71,16 @@ struct Rows<32> {
   static constexpr CUtensorMapSwizzle kSwizzle = CU_TENSOR_MAP_SWIZZLE_32B;
 };
 
-template <int kColumns>
+template <int kRows>  // of Q, which are the columns of the product
 struct Product;
+template <>
+struct Product<144> {
+  using Op = SM90_64x144x32_F32E4M3E4M3_SS_TN<>;
+};
+template <>
+struct Product<136> {
+  using Op = SM90_64x136x32_F32E4M3E4M3_SS_TN<>;
+};
 template <>
 struct Product<128> {
   using Op = SM90_64x128x32_F32E4M3E4M3_SS_TN<>;
@@ -80,37 +96,49 @@ struct Rings {
   __device__ __forceinline__ int slab(int buffer, int s) const { return buffer * slabs + s; }
 };
 
-// A slab is kColumns rows of Q: all heads of some queries, the columns of one product.
+// A slab is kColumns rows of Q: all heads of some queries, the columns of one product. Behind them are the rows of the
+// linear half (linear.cuh), where they make up for the additions that they save.
 template <int kHeads_, int kDim_, int kColumns_>
 struct Config {
   static constexpr int kHeads = kHeads_, kDim = kDim_, kColumns = kColumns_;
   static constexpr int kTokens = kColumns / kHeads;  // of a slab
   static_assert(kTokens >= 1 && kHeads % 8 == 0 && kDim % 32 == 0);
-  using Mma = decltype(make_tiled_mma(typename Product<kColumns>::Op{}));
+  static constexpr bool kLinear = kColumns == 128 && kDim == 128 && kHeads >= 32;
+  static constexpr int kPieces = 4;
+  static constexpr int kRows = kColumns + (kLinear ? kPieces * kTokens : 0);
+  static constexpr int kLinearItems = 4 * kTokens;  // at most, of a slab
+  // So that in every lane of a quad an accumulator has the same piece of all queries, and in each another.
+  __host__ __device__ static constexpr int row_of_piece(int token, int piece) {
+    return kColumns + token / 2 * 8 + piece * 2 + token % 2;
+  }
+  using Mma = decltype(make_tiled_mma(typename Product<kRows>::Op{}));
   static constexpr int kSlabs = 7;  // most of a unit
   // (Paged calls have six, of their turns. With twelve of 64 columns they took 2.5 % longer: memory is slower then.)
   static constexpr int kMaxStages = 7;
-  static constexpr int kPool = 13;  // tiles' room, for stages and slabs
-  static constexpr uint32_t kTileBytes = kTileKeys * kDim, kSlabBytes = kColumns * kDim;
+  static constexpr int kPoolBytes = 1728 * kDim;  // for stages and slabs
+  static constexpr uint32_t kTileBytes = kTileKeys * kDim, kSlabBytes = kRows * kDim;
   // Of the halves of all stages, and of the slabs behind them.
   using KeyLayout =
       decltype(tile_to_shape(typename Rows<kDim>::Atom{}, Shape<Int<kHalf>, Int<kDim>, Int<2 * kMaxStages>>{}));
-  using QLayout = decltype(tile_to_shape(typename Rows<kDim>::Atom{}, Shape<Int<kColumns>, Int<kDim>, Int<kSlabs>>{}));
+  using QLayout = decltype(tile_to_shape(typename Rows<kDim>::Atom{}, Shape<Int<kRows>, Int<kDim>, Int<kSlabs>>{}));
 
   // Two units of Q if there are slabs for them, and as many stages as there is room for, in multiples of `turns`.
   static Rings rings(int slabs, int turns) {
     int const buffers = 2 * slabs <= kSlabs ? 2 : 1;
-    int const room = kPool - int((slabs * buffers * kSlabBytes + kTileBytes - 1) / kTileBytes);
+    int const room = (kPoolBytes - slabs * buffers * int(kSlabBytes)) / int(kTileBytes);
     int const stages = room < kMaxStages ? room : kMaxStages;
     return {slabs, buffers, stages / turns * turns};
   }
 
   struct SharedStorage {
-    alignas(1024) e4m3 pool[kPool * kTileBytes];  // the stages of keys, and behind them the slabs of Q
+    alignas(1024) e4m3 pool[kPoolBytes];  // the stages of keys, and behind them the slabs of Q
     alignas(16) float scale[kMaxStages][kTileKeys];
     uint32_t valid[kMaxStages];  // bit i: the tile's box i is in the cache (loaders.cuh)
     // By slab.
     alignas(8) float weight[kSlabs][kColumns];
+    // Of the linear half: the unit of a query's weights, and how large an item of it is (bits).
+    float unit_weight[kSlabs][kTokens];
+    uint32_t most[kSlabs][kLinear ? kLinearItems : 1];
     Range range[kSlabs][kTokens];
     Unit unit[2];
     uint32_t sums[kWarps];
@@ -124,6 +152,8 @@ struct Config {
     // kStartKnown       of few requests, the keys' producer that has     the others of its warpgroup
     //                   found the part
     // kFirstUnitLoaded  the first consumer, behind the first q_full      the fill warps
+    // kLinearHalf       consumers, of a unit: sums are known; written    the same: all, or (ragged, + 0 to 2) each
+    //                                                                    consumer's own warps
     Barrier full[kMaxStages], empty[kMaxStages], q_full[2], q_empty[2];
 
     __device__ __forceinline__ e4m3* keys(int stage) { return pool + stage * int(kTileBytes); }

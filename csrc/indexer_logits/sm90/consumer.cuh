@@ -3,9 +3,10 @@
 //   logit[t, s] = scale[t] * sum_h relu(x[t, (s, h)]) * w[s, h]
 //
 // relu(x) * w is (x + |x|) * (w / 2), bit for bit: an addition and a multiply-add, which the card issues at twice the
-// rate of a maximum. A lane holds two keys and, of every eight columns, two; its weights stay in registers as long as
-// the slab does. The four lanes of a quad add up what they have by exchanging halves, so that each ends with its own
-// key and queries: three shuffles for 64 heads.
+// rate of a maximum. With 32 or 64 heads only |x| * (w / 2) is added up; the other half is in columns of its own
+// (linear.cuh). A lane holds two keys and, of every eight columns, two; its weights stay in registers as long as the
+// slab does. The four lanes of a quad add up what they have by exchanging halves, so that each ends with its own key
+// and queries: three shuffles for 64 heads.
 //
 // What goes through shared memory's port, shuffles included, waits for products, which read it three cycles of four.
 // So a product's last sums, its scale and its range are seen to while the next one runs.
@@ -15,6 +16,7 @@
 
 #include "arch/sm90/mma.cuh"
 #include "config.h"
+#include "linear.cuh"
 #include "operands.cuh"
 
 namespace dsa::sm90::indexer_logits {
@@ -27,9 +29,10 @@ struct Consumer {
   static constexpr int kMine = kTokens / kSides;   // queries whose logits a lane ends with
   static constexpr bool kKeepRanges = kMine <= 2;  // in registers; more would be spilled
   static constexpr bool kKeepOperands = !kSplitQueries && kColumns == 128;
+  static constexpr bool kLinear = Config::kLinear;
   static constexpr int kTileStep = turns_of(kSplitQueries);  // from one of this consumer's tiles to the next
   using Shared = typename Config::SharedStorage;
-  using Frag = decltype(partition_fragment_C(typename Config::Mma{}, Shape<Int<kHalf>, Int<kColumns>>{}));
+  using Frag = decltype(partition_fragment_C(typename Config::Mma{}, Shape<Int<kHalf>, Int<Config::kRows>>{}));
 
   // A product of which the quad's lanes have still to add up what they have, of queries p and p + kMine.
   struct Partial {
@@ -46,9 +49,11 @@ struct Consumer {
   int const row;      // of this lane's key in a half
   int const my_side;  // which half of a slab's queries this lane ends with
   int const kept_out_bytes;
+  float const linear_factor;  // of the pieces in this lane's columns
 
-  // Of a slab: its weights, how many of this lane's queries exist, and what each sees.
+  // Of a slab: its weights, halved, and their units; how many of this lane's queries exist, and what each sees.
   float weight[kColumns / 4];
+  float unit_weight[kLinear ? kMine : 1];
   int tokens;
   int token;           // of the first of them
   Range const* range;  // as the caller gave it
@@ -69,7 +74,8 @@ struct Consumer {
         lane(threadIdx.x % 32),
         row(thread / 32 * 16 + lane % 2 * 8 + lane / 4),
         my_side(lane / 2 % 2),
-        kept_out_bytes(queries.out_bf16 ? 2 : 4) {}
+        kept_out_bytes(queries.out_bf16 ? 2 : 4),
+        linear_factor(power_of_two(-4 * (lane % 4))) {}
 
   __device__ __forceinline__ void run() {
     int stage = kSplitQueries ? 0 : me, tile = stage, buffer = 0;
@@ -80,6 +86,7 @@ struct Consumer {
       smem.q_full[buffer].wait(q_phase);
       int const tiles = __shfl_sync(~0u, smem.unit[buffer].tiles, 0);
       if (tiles == 0) return;
+      if constexpr (kLinear) write_linear_half(buffer);
       // (Narrow slabs are used alone.)
       if (kSplitQueries || (kKeepRanges && (kColumns < 128 || rings.slabs == 1)))
         multiply_slab(buffer, tiles, tile, stage, phase);
@@ -96,6 +103,28 @@ struct Consumer {
   }
 
  private:
+  // Before a unit's products: each consumer for its own slab, or all for all slabs.
+  __device__ __forceinline__ void write_linear_half(int buffer) {
+    constexpr int kWarps = kSplitQueries ? 4 : kConsumerWarps;
+    using Linear = LinearHalf<Config, kSplitQueries ? 8 * kTokens : 8>;  // an item for each of four warps, or of eight
+    int const first_slab = rings.slab(buffer, kSplitQueries ? me : 0);
+    int const items = (kSplitQueries ? 1 : rings.slabs) * Linear::kItems;
+    auto const wait_for_others = [&] {
+      cutlass::arch::NamedBarrier::sync(32 * kWarps, kLinearHalf + (kSplitQueries ? me : 0));
+    };
+#pragma unroll 1
+    for (int first = 0; first < items; first += kWarps) {
+      int const i = first + thread / 32 + (kSplitQueries ? 0 : 4 * me);
+      auto* const q = reinterpret_cast<uint8_t*>(smem.q(rings, 0));
+      Linear linear = {smem, q, lane, first_slab + i / Linear::kItems, i % Linear::kItems};
+      if (i < items) linear.add();
+      wait_for_others();
+      if (i < items) linear.write();
+    }
+    cutlass::arch::fence_view_async_shared();  // tensor cores will read it
+    wait_for_others();
+  }
+
   // A unit of which this consumer has one slab: its weights and ranges stay in registers.
   __device__ __forceinline__ void multiply_slab(int buffer, int tiles, int& tile, int& stage, uint32_t& phase) {
     int const slab_of_unit = kSplitQueries ? me : 0, slab = rings.slab(buffer, slab_of_unit);
@@ -209,8 +238,14 @@ struct Consumer {
     CUTE_UNROLL
     for (int j = 0; j < kColumns / 8; ++j) {
       float2 const w = *reinterpret_cast<float2 const*>(&smem.weight[slab][8 * j + lane % 4 * 2]);
-      weight[2 * j] = 0.5f * w.x;
-      weight[2 * j + 1] = 0.5f * w.y;
+      float half = 0.5f;
+      if constexpr (kLinear) half *= inverse_of(smem.unit_weight[slab][8 * j / kHeads]);
+      weight[2 * j] = half * w.x;
+      weight[2 * j + 1] = half * w.y;
+    }
+    if constexpr (kLinear) {
+      CUTE_UNROLL
+      for (int p = 0; p < kMine; ++p) unit_weight[p] = smem.unit_weight[slab][first + p];
     }
     bool const repeats = kTokens == 1 && my_side == 1;  // what the quad's other lanes end with
     tokens = repeats ? 0 : unit.tokens - slab_of_unit * kTokens - first;
@@ -233,7 +268,15 @@ struct Consumer {
     constexpr int kEach = kHeads / 2;
     auto const add = [&](Sums& sums, int p, int side, int i) {
       int const at = (side * kMine + p) * kEach + i;
-      sums.of[i % 4 / 2] = fmaf(acc(at) + fabsf(acc(at)), weight[at / 4 * 2 + i % 2], sums.of[i % 4 / 2]);
+      float const x = kLinear ? fabsf(acc(at)) : acc(at) + fabsf(acc(at));
+      sums.of[i % 4 / 2] = fmaf(x, weight[at / 4 * 2 + i % 2], sums.of[i % 4 / 2]);
+    };
+    auto const add_linear_half = [&](Sums& sums, int p, int side) {
+      if constexpr (kLinear) {
+        CUTE_UNROLL
+        for (int i = 0; i < 2; ++i)
+          sums.of[i] = fmaf(acc(place_of_piece(side * kMine + p) + 2 * i), linear_factor, sums.of[i]);
+      }
     };
     auto const exchange = [&](Sums const& sums, int p, int side) {
       bool const second = lane % 2;
@@ -249,6 +292,7 @@ struct Consumer {
         Sums sums;
         CUTE_UNROLL
         for (int i = 0; i < kEach; ++i) add(sums, s / kSides, s % kSides, i);
+        add_linear_half(sums, s / kSides, s % kSides);
         exchange(sums, s / kSides, s % kSides);
       }
     } else {
@@ -259,8 +303,15 @@ struct Consumer {
         for (int s = 0; s < kSums; ++s) add(sums[s], s / kSides, s % kSides, i);
       }
       CUTE_UNROLL
+      for (int s = 0; s < kSums; ++s) add_linear_half(sums[s], s / kSides, s % kSides);
+      CUTE_UNROLL
       for (int s = 0; s < kSums; ++s) exchange(sums[s], s / kSides, s % kSides);
     }
+  }
+
+  // In an accumulator, for the first of the lane's keys.
+  static __device__ __forceinline__ constexpr int place_of_piece(int token) {
+    return Config::row_of_piece(token, 0) / 8 * 4 + token % 2;
   }
 
   // The other exchange: this lane's key and queries. The next product is of the key that is `step` further.
@@ -269,7 +320,9 @@ struct Consumer {
     for (int p = 0; p < kMine; ++p) {
       float const a = of.kept[p][0] + of.received[p][0];
       float const b = of.kept[p][kSides - 1] + of.received[p][kSides - 1];
-      float const logit = ((my_side ? b : a) + __shfl_xor_sync(~0u, my_side ? a : b, 2)) * of.scale;
+      float sum = (my_side ? b : a) + __shfl_xor_sync(~0u, my_side ? a : b, 2);
+      if constexpr (kLinear) sum *= unit_weight[p];
+      float const logit = sum * of.scale;
       Range const sees = kKeepRanges ? kept_range[p] : ranges.clamp(range[p], token + p);
       bool const seen = of.valid && key >= sees.start && key < sees.end;
       if (p < tokens && key < queries.columns)

@@ -35,7 +35,7 @@ struct Operands {
   // acc = keys * q^T
   template <class Frag>
   __device__ __forceinline__ void multiply(Frag& acc) const {
-    multiply(acc, make_int_sequence<Config::kColumns / 2>{});
+    multiply(acc, make_int_sequence<Config::kRows / 2>{});
   }
 
   __device__ __forceinline__ void move_keys(int halves) {
@@ -51,8 +51,8 @@ struct Operands {
   __device__ __forceinline__ void multiply(Frag& acc, int_sequence<kElement...>) const {
     CUTE_UNROLL
     for (int k = 0; k < kInstructions; ++k)
-      Product<Config::kColumns>::Op::fma(keys[k], q[k], acc(kElement)...,
-                                         k == 0 ? GMMA::ScaleOut::Zero : GMMA::ScaleOut::One);
+      Product<Config::kRows>::Op::fma(keys[k], q[k], acc(kElement)...,
+                                      k == 0 ? GMMA::ScaleOut::Zero : GMMA::ScaleOut::One);
   }
 };
 

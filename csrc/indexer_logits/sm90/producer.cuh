@@ -34,7 +34,7 @@ struct UnitProducer {
     smem.q_empty[buffer].wait(phase);
     Barrier& full = smem.q_full[buffer];
     if (lane == 0) {
-      full.expect_transaction(slabs * Config::kSlabBytes);
+      full.expect_transaction(slabs * kColumns * Config::kDim);
 #pragma unroll 1
       for (int s = 0; s < slabs; ++s)
         SM90_TMA_LOAD_4D::copy(&map, reinterpret_cast<uint64_t*>(&full),
