@@ -34,7 +34,10 @@ def indexer_logits(
         logit[s, t] = k_scale[t] * sum_h relu(q[s, h] . k[t]) * weights[s, h]     k_start[s] <= t < k_end[s]
                       -inf                                                        else
 
-    accumulated in float32. The scale of q, and any other factor, belongs into weights.
+    accumulated in float32; but a GPU's tensor cores add up FP8 products with some 14 bits. relu(x) is (x + |x|) / 2,
+    and for 32 or 64 heads Hopper's kernels take the half without |x| from one such sum over all heads: where no head is
+    positive, what is left is small next to the magnitudes that cancel, and not exactly 0. The scale of q, and any other
+    factor, belongs into weights.
 
     Args:
         q: queries, [s_q, h, d] float8_e4m3fn.

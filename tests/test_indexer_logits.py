@@ -102,8 +102,8 @@ def test_negative_products_count_nothing(device):
 
 @pytest.mark.parametrize("heads", [8, 32, 64])
 def test_one_product(heads, device):
-    """A query of one head that counts, whose products are exact: what is left where relu cuts off, and what is off where
-    it does not, are parts of 2^-15."""
+    """One head counts, and its products are exact: what is left where relu cuts off, and what is off where it does not,
+    are parts of 2^-15."""
     s_q, s_k, d = 11, 130, 128
     q, k, weights = codes(s_q, heads, d), codes(s_k, d), torch.zeros(s_q, heads)
     head, dim = torch.randint(heads, (s_q,)), torch.randint(d, (s_q,))
@@ -121,7 +121,7 @@ def test_one_product(heads, device):
 
 @pytest.mark.parametrize("heads", [32, 64])
 def test_weights_of_all_magnitudes(heads, device):
-    """Within a query, and from one query to another: subnormal ones, ones whose sums with these keys are just finite."""
+    """Within a query, and from one query to another: subnormal ones, and ones whose logits are just finite."""
     case = RaggedCase(heads=heads, s_q=17, s_k=200, ranges="all")
     x = make_inputs(case)
     x.weights[:6] *= torch.exp2(torch.randint(-12, 12, x.weights[:6].shape).float())
