@@ -1,7 +1,7 @@
 // How a CTA finds where its part of the line (schedule.cuh) begins.
 //
 //   few requests, a block each   one warp reads all lengths at once
-//   a plan for this call         one warp reads two cuts
+//   a plan for this call         one thread reads two cuts
 //   else                         each thread adds up a share of the blocks; in whose share the part begins, or ends,
 //                                that thread finds the place
 //
@@ -13,22 +13,17 @@
 
 namespace dsa::indexer {
 
-// A part of a line that is `all` long.
-template <class T>
 struct Piece {
-  T first, length;
+  uint32_t first, length;
 };
-template <class T>
-__device__ __forceinline__ Piece<T> piece(T each, T rest, T part) {
-  return {part * each + min(part, rest), each + T(part < rest)};
-}
 
 // By a number that is known long before what it divides.
 struct Divisor {
   uint32_t by, reciprocal;
   __device__ __forceinline__ explicit Divisor(uint32_t by) : by(by), reciprocal(UINT_MAX / by) {}
 
-  __device__ __forceinline__ Piece<uint32_t> piece(uint32_t all, uint32_t part) const {
+  // Of a line that is `all` long.
+  __device__ __forceinline__ Piece piece(uint32_t all, uint32_t part) const {
     uint32_t each = __umulhi(all, reciprocal), rest = all - each * by;
 #pragma unroll
     for (int i = 0; i < 2; ++i) {  // each is at most so much too small
@@ -36,7 +31,7 @@ struct Divisor {
       each += more;
       rest -= more ? by : 0;
     }
-    return indexer::piece(each, rest, part);
+    return {part * each + min(part, rest), each + (part < rest)};
   }
 };
 
@@ -48,10 +43,9 @@ __device__ __forceinline__ Part part_from(int block, int64_t at, int64_t length,
 }
 __device__ __forceinline__ Start no_start(int blocks) { return {{{blocks, 0}, {blocks, 0}, 0}, {0, 0, 0}}; }
 
-template <class T>
-__device__ __forceinline__ T scan(T sum, int lane) {
+__device__ __forceinline__ uint32_t scan(uint32_t sum, int lane) {
   for (int d = 1; d < 32; d *= 2) {
-    T const other = __shfl_up_sync(~0u, sum, d);
+    uint32_t const other = __shfl_up_sync(~0u, sum, d);
     if (lane >= d) sum += other;
   }
   return sum;

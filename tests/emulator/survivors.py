@@ -38,19 +38,19 @@ SURVIVORS = (
         "The product overwrites accumulators that were not written since the last fence. That a fence also orders what "
         "has been read from registers is not modelled.",
         instruction=r"wgmma\.fence",
-        source=r"indexer_logits/sm90/consumer\.cuh:182 ",
+        source=r"indexer_logits/sm90/consumer\.cuh:215 ",
     ),
     Survivor(
         "Lets the fill warps begin when Q is there, which makes calls faster. Nothing that they do needs it.",
         instruction=r"mbarrier\.try_wait|bar\.sync",
-        source=r"indexer_logits/sm90/(consumer\.cuh:77 |kernel\.cuh:81)",
+        source=r"indexer_logits/sm90/(consumer\.cuh:90 |kernel\.cuh:83)",
     ),
     Survivor(
         "Serves instances with 8 and 16 heads, which read ranges to the end. The others have them in registers, and "
         "their lanes have met in shuffles since they read what is given back.",
         kernel=r"indexer_logits<\S+Config<(64|32), ",
         instruction=r"bar\.warp\.sync",
-        source=r"indexer_logits/sm90/consumer\.cuh:202 < \S+/consumer\.cuh:90 ",
+        source=r"indexer_logits/sm90/consumer\.cuh:235 < \S+/consumer\.cuh:104 ",
     ),
     Survivor(
         "Lanes have parted, and the arrival behind it is an aligned one. The emulator waits for them there; the device "

@@ -28,9 +28,6 @@ constexpr int kOtherRegisters = 64;
 constexpr int kStartRegisters = 65536 / kThreads / 8 * 8;
 static_assert(kOtherRegisters + kSumGroups * kSumRegisters <= (1 + kSumGroups) * kStartRegisters);
 
-// Up to so many requests, a CTA has found its part before it has read a plan.
-constexpr int kFewBlocks = 384;
-
 constexpr int kColumns = 256;     // of a product at most: queries times heads
 constexpr int kPartColumns = 64;  // that a warpgroup sums
 constexpr int kLoadColumns = 16;  // that a thread has in registers at a time

@@ -34,6 +34,13 @@ struct Consumer {
   using Shared = typename Config::SharedStorage;
   using Frag = decltype(partition_fragment_C(typename Config::Mma{}, Shape<Int<kHalf>, Int<Config::kRows>>{}));
 
+  // Of a query: the keys that it sees, and how many have a place in the result, if the query has.
+  struct Seen {
+    int start;
+    uint32_t count;
+    int columns;
+  };
+
   // A product of which the quad's lanes have still to add up what they have, of queries p and p + kMine.
   struct Partial {
     float kept[kMine][kSides], received[kMine][kSides];
@@ -57,7 +64,7 @@ struct Consumer {
   int tokens;
   int token;           // of the first of them
   Range const* range;  // as the caller gave it
-  Range kept_range[kKeepRanges ? kMine : 1];
+  Seen kept_seen[kKeepRanges ? kMine : 1];
   // Of the product that is finished next: this lane's key, and where its first query's logit belongs.
   int key;
   char* out;
@@ -148,13 +155,10 @@ struct Consumer {
         });
         if (pending) finish(last, half == 1 ? kHalf : kTileStep * kTileKeys - kHalf);
         pending = true;
-        if constexpr (!kKeepOperands) read_scale(last, now, half);
         warpgroup_wait<0>();
         warpgroup_fence_operand(acc);
-        if constexpr (kKeepOperands) {  // (What is read here comes while columns are added: 0.5 % of a paged call.)
-          read_scale(last, now, half);
-          operands.move_keys(half == 0 ? 1 : 2 * (stage - now) - 1);
-        }
+        read_scale(last, now, half);  // (It comes while columns are added: 0.5 % of a paged call.)
+        if constexpr (kKeepOperands) operands.move_keys(half == 0 ? 1 : 2 * (stage - now) - 1);
         if (half == 1) release(smem.empty[now]);
         add_columns(acc, last);
       }
@@ -253,11 +257,18 @@ struct Consumer {
     range = &smem.range[slab][repeats ? 0 : first];
     if constexpr (kKeepRanges) {
       CUTE_UNROLL
-      for (int p = 0; p < kMine; ++p) kept_range[p] = ranges.clamp(range[p], token + p);
+      for (int p = 0; p < kMine; ++p) kept_seen[p] = seen_by(p);
     }
     key = unit.first_key + tile * kTileKeys + row;
     int64_t const at = unit.out + (slab_of_unit * kTokens + first) * queries.out_stride_token + key;
     out = static_cast<char*>(queries.out) + at * out_bytes();
+  }
+
+  __device__ __forceinline__ Seen seen_by(int p) const {
+    Range const sees = ranges.clamp(range[p], token + p);
+    int columns = p < tokens ? queries.columns : 0;
+    asm("" : "+r"(columns));  // or it is worked out anew for every product
+    return {sees.start, uint32_t(sees.end - sees.start), columns};
   }
 
   // Of the lane's two keys, each query's columns that it holds; and the first of the quad's exchanges.
@@ -283,29 +294,16 @@ struct Consumer {
       to.kept[p][side] = second ? sums.of[1] : sums.of[0];
       to.received[p][side] = __shfl_xor_sync(~0u, second ? sums.of[0] : sums.of[1], 1);
     };
-    // One after the other, or all in turn, as the compiler's schedule of it is faster: a ragged call by 3.5 %, a paged
-    // one by 2.5 %.
-    constexpr int kSums = kMine * kSides;
-    if constexpr (!kSplitQueries) {
+    CUTE_UNROLL
+    for (int p = 0; p < kMine; ++p) {
       CUTE_UNROLL
-      for (int s = 0; s < kSums; ++s) {
+      for (int side = 0; side < kSides; ++side) {
         Sums sums;
         CUTE_UNROLL
-        for (int i = 0; i < kEach; ++i) add(sums, s / kSides, s % kSides, i);
-        add_linear_half(sums, s / kSides, s % kSides);
-        exchange(sums, s / kSides, s % kSides);
+        for (int i = 0; i < kEach; ++i) add(sums, p, side, i);
+        add_linear_half(sums, p, side);
+        exchange(sums, p, side);
       }
-    } else {
-      Sums sums[kSums];
-      CUTE_UNROLL
-      for (int i = 0; i < kEach; ++i) {
-        CUTE_UNROLL
-        for (int s = 0; s < kSums; ++s) add(sums[s], s / kSides, s % kSides, i);
-      }
-      CUTE_UNROLL
-      for (int s = 0; s < kSums; ++s) add_linear_half(sums[s], s / kSides, s % kSides);
-      CUTE_UNROLL
-      for (int s = 0; s < kSums; ++s) exchange(sums[s], s / kSides, s % kSides);
     }
   }
 
@@ -316,17 +314,20 @@ struct Consumer {
 
   // The other exchange: this lane's key and queries. The next product is of the key that is `step` further.
   __device__ __forceinline__ void finish(Partial const& of, int step) {
+    float logit[kMine];
     CUTE_UNROLL
     for (int p = 0; p < kMine; ++p) {
       float const a = of.kept[p][0] + of.received[p][0];
       float const b = of.kept[p][kSides - 1] + of.received[p][kSides - 1];
-      float sum = (my_side ? b : a) + __shfl_xor_sync(~0u, my_side ? a : b, 2);
-      if constexpr (kLinear) sum *= unit_weight[p];
-      float const logit = sum * of.scale;
-      Range const sees = kKeepRanges ? kept_range[p] : ranges.clamp(range[p], token + p);
-      bool const seen = of.valid && key >= sees.start && key < sees.end;
-      if (p < tokens && key < queries.columns)
-        store(out + p * queries.out_stride_token * out_bytes(), seen ? logit : __uint_as_float(0xff800000));
+      logit[p] = (my_side ? b : a) + __shfl_xor_sync(~0u, my_side ? a : b, 2);
+    }
+    CUTE_UNROLL
+    for (int p = 0; p < kMine; ++p) {
+      if constexpr (kLinear) logit[p] *= unit_weight[p];
+      Seen const seen = kKeepRanges ? kept_seen[p] : seen_by(p);
+      bool const is_seen = of.valid && uint32_t(key - seen.start) < seen.count;
+      store(key < seen.columns, out + p * queries.out_stride_token * out_bytes(),
+            is_seen ? logit[p] * of.scale : __uint_as_float(0xff800000));
     }
     key += step;
     out += step * out_bytes();
@@ -334,11 +335,14 @@ struct Consumer {
 
   __device__ __forceinline__ int out_bytes() const { return kKeepRanges ? kept_out_bytes : queries.out_bf16 ? 2 : 4; }
 
-  __device__ __forceinline__ void store(char* at, float value) const {
-    if (out_bytes() == 2)
-      *reinterpret_cast<__nv_bfloat16*>(at) = __float2bfloat16_rn(value);
-    else
-      *reinterpret_cast<float*>(at) = value;
+  // (A branch would keep what follows waiting.)
+  __device__ __forceinline__ void store(bool some, char* at, float value) const {
+    bool const bf16 = out_bytes() == 2;
+    asm volatile(
+        "{ .reg .pred wide, narrow; .reg .b16 half; setp.ne.s32 wide, %2, 0; setp.ne.s32 narrow, %3, 0; "
+        "cvt.rn.bf16.f32 half, %1; @wide st.global.f32 [%0], %1; @narrow st.global.b16 [%0], half; }" ::"l"(at),
+        "f"(value), "r"(int(some && !bf16)), "r"(int(some && bf16))
+        : "memory");
   }
 };
 

@@ -2,6 +2,7 @@
 //
 //   producers    | where the part begins | tile 0 | tile 1 | ...          a warp, or two by turns: TMA, small copies
 //                                        | Q, weights | ...               another
+//   consumers    | linear half of a unit's slabs |                        columns beside heads' (linear.cuh)
 //   consumer 0   |  product 0 | add columns | product 3 | add columns     of half a tile after another
 //                                           | finish 0  |                 the quads' sums, scale, range, store
 //   consumer 1   the same, while the tensor cores have nothing from 0
@@ -13,10 +14,11 @@
 //            third as often as with 128: at full rate that is what L2 gives.
 //   paged    each takes every third tile, and all queries: there are few, and reading keys is what bounds the kernel.
 //
-// What bounds it (H200): power. With 64 heads the card holds 1.60 GHz, and a product of 64 keys and 128 columns takes
-// 397 cycles of an SM, 256 of them tensor work; sums and products share the registers' ports. Paged, keys of one token
-// come at the rate of a copy, 4.2 TB/s, once they come; with two, products take 415 cycles and are as long. One request
-// of 128K takes 7.4 us: 2.2 until the first tile is there, 3.5 until the end, 1.7 until the next kernel knows of it.
+// What bounds it (H200): with 64 heads power, 690 W at 1.61 GHz: a product of 64 keys and 128 columns (136, linear.cuh)
+// takes 365 cycles of an SM, 272 of them tensor work. With 32 heads (144 columns, 560 W, 1.65 GHz) it takes 425, 288 of
+// them tensor work: a consumer's own instructions, 170 a product with the logits of twice as many queries. Paged, keys of
+// one token come at the rate of a copy, 4.2 TB/s, once they come. One request of 128K takes 7.4 us: 2.2 until the first
+// tile is there, 3.5 until the end, 1.7 until the next kernel knows of it.
 // A ragged call's start is code and reads that all CTAs fetch at once (start.cuh): with 4096 queries it takes 2 us
 // until a CTA knows its part (of 84, with 32 heads and 4096 keys).
 //

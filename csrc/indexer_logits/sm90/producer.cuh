@@ -1,6 +1,6 @@
-// The producers: two warps that each walk over the CTA's part of the line. One loads Q, weights and ranges of each
-// block of queries that it meets, a unit; the other that unit's tiles of keys, and finds the part's beginning for both:
-// four times as many warps that read the same lengths at once wait four times as long.
+// The producers: warps that each walk over the CTA's part of the line. One loads Q, weights and ranges of each block of
+// queries that it meets, a unit; another, or two by turns, that unit's tiles of keys. The first of these finds where
+// the part begins for all: four times as many warps that read the same lengths at once wait four times as long.
 #pragma once
 
 #include "config.h"
