@@ -43,7 +43,7 @@ SURVIVORS = (
     Survivor(
         "Lets the fill warps begin when Q is there, which makes calls faster. Nothing that they do needs it.",
         instruction=r"mbarrier\.try_wait|bar\.sync",
-        source=r"indexer_logits/sm90/(consumer\.cuh:90 |kernel\.cuh:83)",
+        source=r"indexer_logits/sm90/(consumer\.cuh:90 |kernel\.cuh:82)",
     ),
     Survivor(
         "Serves instances with 8 and 16 heads, which read ranges to the end. The others have them in registers, and "

@@ -16,11 +16,10 @@
 //
 // What bounds it (H200): with 64 heads power, 690 W at 1.61 GHz: a product of 64 keys and 128 columns (136, linear.cuh)
 // takes 365 cycles of an SM, 272 of them tensor work. With 32 heads (144 columns, 560 W, 1.65 GHz) it takes 425, 288 of
-// them tensor work: a consumer's own instructions, 170 a product with the logits of twice as many queries. Paged, keys of
-// one token come at the rate of a copy, 4.2 TB/s, once they come. One request of 128K takes 7.4 us: 2.2 until the first
-// tile is there, 3.5 until the end, 1.7 until the next kernel knows of it.
-// A ragged call's start is code and reads that all CTAs fetch at once (start.cuh): with 4096 queries it takes 2 us
-// until a CTA knows its part (of 84, with 32 heads and 4096 keys).
+// them tensor work: a consumer's own instructions, 170 a product with the logits of twice as many queries. Paged, keys
+// of one token come at the rate of a copy, 4.2 TB/s, once they come. One request of 128K takes 7.4 us: 2.2 until the
+// first tile is there, 3.5 until the end, 1.7 until the next kernel knows of it. A ragged call's start is code and
+// reads that all CTAs fetch at once (start.cuh): with 4096 queries it takes 2 us until a CTA knows its part.
 //
 // CTAs are persistent, and each has its part of the line of tiles (schedule.cuh). Every element of the output is
 // computed by one warp, in one order: bits do not depend on how the line is cut.

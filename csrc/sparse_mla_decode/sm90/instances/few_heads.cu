@@ -20,8 +20,8 @@ cudaError_t launch(SparseMlaDecodeParams const&, Team const&, cudaStream_t);
 
 char const* why_unsupported(KvFormat, int h_q) { return h_q > 16 ? "more than 16 heads" : nullptr; }
 
-// So few queries that CTAs of a team of heads64 have a pair of blocks each (the largest teams, of which two may share the
-// value columns): that many CTAs are then worth more than that no rows are empty.
+// So few queries that CTAs of a team of heads64 have a pair of blocks each (the largest teams, of which two may share
+// the value columns): that many CTAs are then worth more than that no rows are empty.
 bool takes_heads64(SparseMlaDecodeParams const& p, Team const& team) {
   return team && team_shape(p).most_units() <= team.ctas;
 }
