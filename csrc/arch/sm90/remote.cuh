@@ -28,6 +28,19 @@ __device__ __forceinline__ void store_remotely(uint32_t address, uint4 v, uint32
       : "memory");
 }
 
+// An asynchronous copy of this CTA's memory, in multiples of 16 bytes. It must live until the other CTA has them.
+__device__ __forceinline__ void copy_remotely(uint32_t address, void const* from, uint32_t bytes, uint32_t barrier) {
+  asm volatile("cp.async.bulk.shared::cluster.shared::cta.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
+                   address),
+               "r"(cute::cast_smem_ptr_to_uint(from)), "r"(bytes), "r"(barrier)
+               : "memory");
+}
+
+// The cluster's barrier (arch/any/cluster.cuh), to say only that the thread has come: no fence.
+__device__ __forceinline__ void cluster_arrive_relaxed() {
+  asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
+}
+
 // Until the phase of that parity is over; what other CTAs did before they arrived is seen then.
 __device__ __forceinline__ void wait_for_remote(cutlass::arch::ClusterBarrier const& barrier, uint32_t parity) {
   uint32_t over;

@@ -74,17 +74,16 @@ __global__ void __launch_bounds__(kDecodeThreads, 1)
   extern __shared__ __align__(1024) uint8_t raw[];
   using Shared = SharedStorage<Format, kHeads>;
   auto& smem = *reinterpret_cast<Shared*>(raw);
-  if (threadIdx.x == 32) {
-    Config::init_barriers(smem);
+  if (threadIdx.x / 32 == 1) {
+    if (threadIdx.x == 32) Config::init_barriers(smem);
     if constexpr (kTeam) {
       using Inbox = TeamInbox<kHeads>;
-      smem.team.init(params.team, Inbox::template both_make_room<Shared>(params.team),
-                     Inbox::bytes(int(cluster_rank()), params.team));
+      uint32_t const bytes = Inbox::bytes(params);
+      if (threadIdx.x == 32) smem.team.init(params.team, Inbox::template both_make_room<Shared>(params.team), bytes);
     }
   }
   if constexpr (kTeam) {
-    cluster_arrive();
-    cluster_wait();
+    cluster_arrive_relaxed();  // consumers wait for the others, before they first reach into their memory
     look_up_after_grid_before([&] { return TeamPiece::of(params, threadIdx.x / 16); }, smem.pieces, 16,
                               TeamPiece::has_lengths(params));
   } else {
@@ -105,10 +104,12 @@ __global__ void __launch_bounds__(kDecodeThreads, 1)
     }
   } else {
     cutlass::arch::warpgroup_reg_dealloc<kProducerRegisters>();
-    if constexpr (kTeam)
+    if constexpr (kTeam) {
       DecodeProducer<Format, TeamWalk, Sink<Config>>(params, TeamWalk(smem.pieces), Sink<Config>(smem)).run();
-    else
+      cluster_wait();
+    } else {
       DecodeProducer<Format, LineWalk<2>, Sink<Config>>(params, {smem.ranges, smem.walks}, Sink<Config>(smem)).run();
+    }
   }
 #endif
 }

@@ -53,21 +53,20 @@ struct TeamInbox {
   // First member that a warp sends to, and who so finishes its first share.
   static __device__ __forceinline__ int first_member(int warp, int members) { return warp * members / 4; }
 
-  // Bytes that other CTAs send to the CTA `rank` of so many.
-  static __device__ __forceinline__ uint32_t bytes(int rank, int ctas) {
-    Shares const shares(2 * ctas);
-    int vectors = 0;
-    for (int consumer = 0; consumer < 2; ++consumer)
-      for (int warp = 0; warp < 4; ++warp)
-        vectors += shares.count(shares.share_of(rank * 2 + consumer, first_member(warp, 2 * ctas)));
-    return (2 * ctas - 2) * uint32_t(vectors * 32 * sizeof(float4) + 4 * sizeof(WarpStats));
+  // Bytes that other CTAs send to this one. All lanes of a warp call it.
+  static __device__ __forceinline__ uint32_t bytes(DecodeParams const& p) {
+    Shares const shares(2 * p.team, p.share.divisor);
+    int const lane = threadIdx.x % 32, member = int(cluster_rank()) * 2 + lane / 4;
+    int const mine = lane < 8 ? shares.count(shares.share_of(member, first_member(lane % 4, 2 * p.team))) : 0;
+    int const vectors = __reduce_add_sync(~0u, mine);
+    return (2 * p.team - 2) * uint32_t(vectors * 32 * sizeof(float4) + 4 * sizeof(WarpStats));
   }
 };
 
 struct TeamBarriers {
   Barrier ready, received;
 
-  // By one thread, before the team meets.
+  // By one thread, before any other touches them.
   __device__ __forceinline__ void init(int ctas, bool both_make_room, uint32_t bytes) {
     ready.init(ctas * (both_make_room ? 8 : 4));
     received.init(1 + 8);

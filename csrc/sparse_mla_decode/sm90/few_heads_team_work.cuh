@@ -18,12 +18,16 @@ struct TeamPiece {
   }
   // Of a consumer of this CTA, by lengths that may still change.
   static __device__ __forceinline__ TeamPiece of(DecodeParams const& p, int consumer) {
-    int const query = DecodeWork::part_of(p), batch = query / p.s_q, token = query % p.s_q;
+    int query, rank, batch, token;
+    p.teams(query, rank, int(blockIdx.x));
+    p.tokens(batch, token, query);
     int const length[2] = {DecodeParams::length(p.keys[0], batch, token),
                            DecodeParams::length(p.keys[1], batch, token)};
     int const units = p.shape.units(length[0], length[1]), first_blocks = DecodeShape::blocks_of(length[0]);
-    int const member = blockIdx.x % p.team * 2 + consumer, members = p.team * 2;
-    int const begin = share_before(member, members, units), end = share_before(member + 1, members, units);
+    int const member = rank * 2 + consumer, members = p.team * 2;
+    int const each = p.teams.div(units / 2), left = units - each * members;  // (units / members)
+    auto const before = [&](int m) { return m * each + p.teams.div(m * left / 2); };
+    int const begin = before(member), end = before(member + 1);
     int const of_first = max(min(end, first_blocks) - begin, 0), from = max(begin - first_blocks, 0);
     int const blocks = max(end - begin, 1);
     auto const idx = [&](KvSelection const& keys) {
@@ -55,6 +59,7 @@ class TeamWork {
 
   template <class Stats, class TensorO>
   __device__ __forceinline__ void finish(Stats& stats, TensorO const& rO, int lane, int warp) {
+    cluster_wait();
     // (Only products have read where the others will write, and the warp's lanes have met where they waited for those.)
     bool const makes_room = me_ == 0 || TeamInbox<Config::kHeads>::template both_make_room<Shared>(params_.team);
     if (makes_room && lane < params_.team) arrive_remotely(remote_address(&smem_.team.ready, lane));

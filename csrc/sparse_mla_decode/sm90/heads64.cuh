@@ -34,24 +34,29 @@ constexpr uint32_t kProducerRegisters = 256 - kConsumerRegisters<kColumnCtas>;
 
 // A warp's arrival for what it has written, a thread's where there are copies.
 constexpr int kWritten = kProducerWarps, kCopied = kProducerWarps * 33;
-template <class Format, int kColumnCtas>
-using Config =
-    heads64::Config<Format::kHeadDim, Format::kNope == 0 ? kCopied : kWritten, kCopied, 128, true, kColumnCtas>;
+template <class Format, bool kTeam, int kColumnCtas>
+using Config = heads64::Config<Format::kHeadDim, Format::kNope == 0 ? kCopied : kWritten, kCopied, 128, true,
+                               kColumnCtas, kTeam && (Format::kHeadDim > kDV)>;
 
-template <class Format, int kColumnCtas>
-struct SharedStorage : Config<Format, kColumnCtas>::SharedStorage {
-  union {
-    LineWalk<1>::Walks walks[kProducerWarps];
-    KeyRun team_keys[kProducerWarps];  // of the second cache
-  };
-  TeamShared team;
+template <class Config>
+struct LineStorage : Config::SharedStorage {
+  LineWalk<1>::Walks walks[kProducerWarps];
   DecodeRange range[1];
 };
-// What comes from the team takes the place of Q, keys and probabilities.
 template <class Config>
-constexpr bool kInboxFits = sizeof(TeamInbox<Config>) <= offsetof(typename Config::SharedStorage, reference);
-static_assert(kInboxFits<Config<KvV32, 1>> && kInboxFits<Config<KvV4, 1>> && kInboxFits<Config<KvBf16, 1>>);
-static_assert(sizeof(SharedStorage<KvV32, 1>) <= 227 * 1024 && sizeof(SharedStorage<KvV4, 1>) <= 227 * 1024);
+struct TeamStorage : Config::SharedStorage {
+  alignas(16) TeamMail<Config> mail;
+  KeyRun team_keys[kProducerWarps];  // of the second cache
+  TeamShared team;
+};
+template <class Format, bool kTeam, int kColumnCtas>
+using SharedStorage = std::conditional_t<kTeam, TeamStorage<Config<Format, kTeam, kColumnCtas>>,
+                                         LineStorage<Config<Format, kTeam, kColumnCtas>>>;
+template <class Format, bool kTeam, int kColumnCtas>
+constexpr int kSharedBytes = sizeof(SharedStorage<Format, kTeam, kColumnCtas>);
+template <class Format>
+constexpr bool kFits = kSharedBytes<Format, false, 1> <= 227 * 1024 && kSharedBytes<Format, true, 1> <= 227 * 1024;
+static_assert(kFits<KvV32> && kFits<KvV4> && kFits<KvBf16>);
 
 // Tiles of codes that are loaded ahead, and how many of these only when their block is the next to be filled: as many
 // as registers allow, and what was fastest.
@@ -97,19 +102,18 @@ template <class Format, bool kTeam, int kColumnCtas>
 __global__ void __launch_bounds__(kDecodeThreads, 1)
     sparse_mla_decode_heads64(__grid_constant__ DecodeParams const params, __grid_constant__ TensorMaps const maps) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
-  using Config = Config<Format, kColumnCtas>;
-  using Shared = SharedStorage<Format, kColumnCtas>;
+  using Config = Config<Format, kTeam, kColumnCtas>;
+  using Shared = SharedStorage<Format, kTeam, kColumnCtas>;
   extern __shared__ __align__(1024) uint8_t raw[];
   auto& smem = *reinterpret_cast<Shared*>(raw);
   using Work = std::conditional_t<kTeam, TeamWork<Config, Shared>, DecodeWork>;
-  if (threadIdx.x == 32) {
-    Config::init_barriers(smem);
-    if constexpr (kTeam) smem.team.init(params, TeamInbox<Config>::bytes(params));
+  if (threadIdx.x / 32 == 1) {
+    if (threadIdx.x == 32) Config::init_barriers(smem);
+    if constexpr (kTeam) smem.team.template init<Config>(params);
   }
   std::conditional_t<kTeam, TeamShare, DecodeRange> share;
   if constexpr (kTeam) {
-    cluster_arrive();
-    cluster_wait();
+    cluster_arrive_relaxed();  // consumers wait for the others, before they first reach into their memory
     share = Work::share_after_grid_before(params);
   } else {
     look_up_after_grid_before([&] { return Work::range_of_cta(params); }, smem.range, 32, params.plan != nullptr);
@@ -129,7 +133,12 @@ __global__ void __launch_bounds__(kDecodeThreads, 1)
     cutlass::arch::warpgroup_reg_dealloc<kProducerRegisters<kColumnCtas>>();
     using Sink = Sink<Config, kAheadTiles<kColumnCtas>, kLateTiles<kTeam, kColumnCtas>>;
     if constexpr (kTeam)
-      DecodeProducer<Format, TeamWalk, Sink>(params, {share, smem.team_keys}, Sink(smem)).run();
+    {
+      DecodeProducer<Format, TeamWalk, Sink> producer(params, {share, smem.team_keys}, Sink(smem));
+      producer.run();
+      Lane const& self = producer.self;
+      typename Work::Sum(params, smem, self.warp() / 4, self.lane(), self.warp() % 4).help();
+    }
     else
       DecodeProducer<Format, LineWalk<1>, Sink>(params, {smem.range, smem.walks}, Sink(smem)).run();
   }
@@ -144,7 +153,7 @@ auto* team_kernel(int column_ctas) {
 template <class Format>
 int most_teams(Team const& team, int device) {
   static MostTeams most[2];
-  return most[team.column_ctas - 1](team_kernel<Format>(team.column_ctas), team.ctas, sizeof(SharedStorage<Format, 1>),
+  return most[team.column_ctas - 1](team_kernel<Format>(team.column_ctas), team.ctas, kSharedBytes<Format, true, 1>,
                                     device);
 }
 
@@ -176,7 +185,7 @@ Team team_for(SparseMlaDecodeParams const& p) {
 
 template <class Format>
 cudaError_t launch_team(SparseMlaDecodeParams const& p, Team const& team, cudaStream_t stream) {
-  return launch_decode(team_kernel<Format>(team.column_ctas), sizeof(SharedStorage<Format, 1>), heads64::kBlockH,
+  return launch_decode(team_kernel<Format>(team.column_ctas), kSharedBytes<Format, true, 1>, heads64::kBlockH,
                        heads64::kBlockH / 4, p, team_shape(p), team, stream);
 }
 
@@ -184,7 +193,7 @@ template <class Format>
 cudaError_t launch(SparseMlaDecodeParams const& p, cudaStream_t stream) {
   Team const team = team_for<Format>(p);
   if (team) return launch_team<Format>(p, team, stream);
-  return launch_decode(sparse_mla_decode_heads64<Format, false, 1>, sizeof(SharedStorage<Format, 1>), heads64::kBlockH,
+  return launch_decode(sparse_mla_decode_heads64<Format, false, 1>, kSharedBytes<Format, false, 1>, heads64::kBlockH,
                        heads64::kBlockH / 4, p, shape_of(p), team, stream);
 }
 

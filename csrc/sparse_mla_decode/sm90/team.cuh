@@ -3,19 +3,25 @@
 // H200 holds 66 of two, 30 of four, 15 of eight, 7 of sixteen). Where there is room two teams have half of the value
 // columns each, and all scores: half of the values to multiply, and half as much to send.
 //
-// Each CTA of the team finishes an equal share of each warp's columns. At the end of its keys it sends every other's
-// share of its output there, divided by its own sum, as the threads hold it, and adds up what comes in the order of the
-// ranks: the same bits on every launch. The network between the CTAs gives an SM some 25 bytes a nanosecond, and time
-// is what these calls are about, so outputs travel as halves, eight times as fine as the bf16 of the result, with an
-// exponent for each row of each tile of 64 columns: so far FP8 keys have scales of their own. (Of a bf16 cache, what is
-// 2^33 times smaller than another column of its tile may become 0.) Warps send to the CTAs in different orders
-// (first_cta): if all went to the same one at once, sending would take twice as long. Warps without a head send
-// nothing. Q and the key buffers make room:
+// Outputs travel as soon as they are there, in equal shares of every warp's columns, to the CTA that finishes them; what
+// they count for follows: a CTA tells all others the lse of its keys beside its last products, and knows from all of
+// these what its outputs are multiplied by. Who finishes adds up what comes in a fixed order: the same bits on every
+// launch. The network between the CTAs gives an SM some 15 bytes a cycle, and time is what these calls are about, so
+// outputs are halves, eight times as fine as the bf16 of the result, with an exponent for each row of each tile of 64
+// columns: so far FP8 keys have scales of their own. (Of a bf16 cache, what is 2^33 times smaller than another column
+// of its tile may become 0.) They are copied from the even key buffer, where they are staged, to the other CTA's Q:
+// stores from a thread's registers would take longer (16 CTAs: 5780 cycles for 60 KB, not 4170). Each warp begins with
+// another CTA. Warps without a head send nothing. Producer warps help to finish.
 //
-//   barrier    arrives                                            waits
-//   ready      4 warps of both consumers of all CTAs, when they   consumers, before they send
-//              read keys no more
-//   received   bytes (one thread expects them from the start)     consumers, before they add up
+//   barrier    arrives                                             waits
+//   free       a producer warp of all CTAs, when their consumers   consumers, before they send outputs
+//              read Q no more
+//   told       bytes of all lse (one thread expects them)          consumers, before they send factors
+//   received   bytes of all outputs and factors; the CTA's own     consumers, producers, before they add up
+//              warps, when they have staged theirs
+//   cluster's  all threads, when the CTA's barriers are there      those that reach into others, before
+//   the same   those that add up, when they have received          the same, before they end: what this CTA has sent
+//                                                                  has been read
 #pragma once
 
 #include <cuda_fp16.h>
@@ -31,75 +37,99 @@
 
 namespace dsa::sm90 {
 
-template <class Config>
-constexpr int kOwnTiles = Config::kOwnV / kTileCols;  // of a consumer's columns
-
-// Of a consumer's columns: vectors of eight halves.
-template <class Config>
-using ColumnShares = TeamShares<heads64::kBlockH * Config::kOwnV / (128 * 8)>;
-
-__device__ __forceinline__ int first_cta(int consumer, int warp, int team) { return (consumer * 4 + warp) % team; }
-
 __device__ __forceinline__ uint32_t pack_half(float lo, float hi) {
   __half2 const v = __floats2half2_rn(lo, hi);
   return reinterpret_cast<uint32_t const&>(v);
 }
 
-// What a rank tells of a row of its output, of either consumer's columns.
-struct alignas(8) RowMessage {
-  float lse;           // in base 2
-  uint32_t exponents;  // a byte for each tile of 64 columns: halves are 2^(141 - exponent) times too large
+// Halves of a row's tile whose largest magnitude is `top` are below 2^15: they are enlarged by 2^(141 - exponent). (At
+// least 20: below 2^-107 they become smaller, and 0 in the end.)
+__device__ __forceinline__ uint32_t half_exponent(float top) {
+  return min(max(__float_as_uint(top) >> 23, 20u), 254u);
+}
+__device__ __forceinline__ float enlarging_factor(uint32_t exponent) {
+  return __uint_as_float((268 - exponent) << 23);
+}
+__device__ __forceinline__ float reducing_factor(uint32_t exponent) { return __uint_as_float((exponent - 14) << 23); }
 
-  // Of a tile whose largest magnitude is `top`, so that halves are below 2^15. (At least 20: below 2^-107 they become
-  // smaller, and 0 in the end.)
-  static __device__ __forceinline__ uint32_t exponent(float top) {
-    return min(max(__float_as_uint(top) >> 23, 20u), 254u);
-  }
-  static __device__ __forceinline__ float enlarge(uint32_t exponent) { return __uint_as_float((268 - exponent) << 23); }
-  __device__ __forceinline__ float reduce(int tile) const {
-    return __uint_as_float(((exponents >> tile * 8 & 0xff) - 14) << 23);
-  }
-};
-
-// What comes from the team: its vectors [rank][consumer][of a share][thread], and of each rank's rows.
+// Of a consumer's outputs: a thread has so many vectors of eight halves, of rows r and r + 8 and a quad's 16 columns.
 template <class Config>
-struct TeamInbox {
-  // Shares are rounded up.
-  uint4 part[2 * std::max(ColumnShares<Config>::kVectors + 4, kLargestTeam) * 128];
-  RowMessage row[kLargestTeam][2][heads64::kBlockH];
-  // Of this CTA's own making, by either consumer: what rows r and r + 8 of a warp's 16 are multiplied by, of a rank's
-  // tile.
-  float2 weight[2][kLargestTeam * kOwnTiles<Config>][heads64::kBlockH / 2];
+struct TeamColumns {
+  static constexpr int kVectors = heads64::kBlockH * Config::kOwnV / (128 * 8), kTiles = Config::kOwnV / kTileCols;
+  static constexpr int kTileVectors = kVectors / kTiles;
+  using Shares = TeamShares<kVectors>;
 
-  // Of a consumer's four warps, each of which has 16 heads.
-  static __device__ __forceinline__ int warps_with_heads(DecodeParams const& p) {
-    return min((p.h_q - DecodeWork::head_of(p) + 15) / 16, 4);
+  // In equal shares for the team.
+  static __device__ __forceinline__ Shares shares(DecodeParams const& p) {
+    return {p.team, p.share.divisor};
   }
-  static __device__ __forceinline__ uint32_t bytes(DecodeParams const& p) {
-    ColumnShares<Config> const shares(p.team);
-    int const warps = warps_with_heads(p), rank = int(cluster_rank());
-    uint32_t bytes = p.team * 2 * warps * 16 * uint32_t(sizeof(RowMessage));
-    for (int consumer = 0; consumer < 2; ++consumer)
-      for (int warp = 0; warp < warps; ++warp)
-        bytes += shares.count(shares.share_of(rank, first_cta(consumer, warp, p.team))) * p.team * 32 *
-                 uint32_t(sizeof(uint4));
-    return bytes;
+  // Tiles that a share may be of.
+  static __device__ __forceinline__ int most_tiles(Shares const& shares) {
+    return shares.each == 1 || shares.each == 2 || shares.each == kTileVectors ? 1 : 2;
+  }
+  static __device__ __forceinline__ int first_tile(Shares const& shares, int share) {
+    return min(share * shares.each / kTileVectors, kTiles - 1);
   }
 };
+
+// The CTA that finishes a warp's first share: if all warps sent to the same one at the same time it would take twice as
+// long.
+__device__ __forceinline__ int first_cta(int team, int consumer, int warp) { return (consumer * 4 + warp) * team / 8; }
+
+// Parts of an output that a CTA receives, and what they are multiplied by: by place (TeamSum::place), both consumers, and
+// their warps. Rows r and r + 8 of a warp's 16 lie side by side.
+struct TeamFactors {
+  float2 of[kLargestTeam][2][4][8];  // of each place and tile of its share
+};
+// Bytes of parts at most (team.cuh: shares; the own one is not sent).
+constexpr int kPartBytes = std::max({15 * 1, 7 * 2, 5 * 3, 3 * 4, 2 * 6, 1 * 8}) * 8 * 32 * 16;
+
+// What comes from the team while keys are still multiplied.
+template <bool kFactorsFitQ>
+struct TeamMailOf {
+  float2 lse[kLargestTeam][4][8];  // of each rank and warp, in base 2
+};
+template <>
+struct TeamMailOf<false> {
+  float2 lse[kLargestTeam][4][8];
+  TeamFactors factors;
+};
+template <class Config>
+constexpr bool kFactorsFitQ = kPartBytes + sizeof(TeamFactors) <= Config::kQBytes;
+template <class Config>
+using TeamMail = TeamMailOf<kFactorsFitQ<Config>>;
 
 struct TeamShared {
-  Barrier ready, received;
-  // The tile (for its end: over the products there are no registers for it).
-  int query, head;
+  Barrier free, told, received;
+  // What TeamSum needs: over the products there are no registers for it.
+  int rank, query, head, column_cta;
+  int warps;  // of each consumer's four that have heads
 
-  // By one thread, before the team meets.
-  __device__ __forceinline__ void init(DecodeParams const& p, uint32_t inbox_bytes) {
-    ready.init(p.team * 8);
-    received.init(1);
+  // By one warp, before any other touches them.
+  template <class Config>
+  __device__ __forceinline__ void init(DecodeParams const& p) {
+    using Columns = TeamColumns<Config>;
+    auto const shares = Columns::shares(p);
+    auto const place = p.place();
+    int const lane = threadIdx.x % 32, with_heads = min((p.h_q - place.head + 15) / 16, 4);
+    int vectors = 0;  // that come for a warp of this CTA's, from each of the others
+    if (lane < 8 && lane % 4 < with_heads)
+      vectors = shares.count(shares.share_of(int(cluster_rank()), first_cta(p.team, lane / 4, lane % 4)));
+    vectors = __reduce_add_sync(~0u, vectors);
+    if (lane != 0) return;
+    rank = int(cluster_rank());
+    query = place.part;
+    head = place.head;
+    column_cta = place.column_cta;
+    warps = with_heads;
+    free.init(p.team);
+    told.init(1);
+    received.init(1 + 2 * with_heads);
     cutlass::arch::fence_barrier_init();
-    received.arrive_and_expect_tx(inbox_bytes);
-    query = DecodeWork::part_of(p);
-    head = DecodeWork::head_of(p);
+    told.arrive_and_expect_tx(p.team * with_heads * uint32_t(sizeof(TeamMailOf<true>::lse[0][0])));
+    received.arrive_and_expect_tx((p.team - 1) * vectors * 32 * uint32_t(sizeof(uint4)) +
+                                  p.team * Columns::most_tiles(shares) * 2 * with_heads *
+                                      uint32_t(sizeof(TeamFactors::of[0][0][0])));
   }
 };
 
@@ -119,177 +149,276 @@ __device__ __forceinline__ void transpose_in_quad(uint32_t (&words)[4], int lane
   }
 }
 
-// One thread of a consumer: rows r and r + 8 of its warp's 16, two columns of every eight.
-template <class Config, class Shared, int kTeam>
+// One thread of a consumer: rows r and r + 8 of its warp's 16, two columns of every eight. (Everything here is executed
+// once, in a call of some 20000 cycles: what is independent is written side by side, what can be done while something
+// is on its way is done there, and nothing is divided.)
+template <class Config, class Shared>
 class TeamSum {
  public:
-  __device__ __forceinline__ TeamSum(Shared& smem, int me, int lane, int warp)
-      : smem_(smem),
-        me_(me),
-        lane_(lane),
-        warp_(warp),
-        thread_(warp * 32 + lane),
-        rank_(cluster_rank()),
-        first_cta_(first_cta(me, warp, kTeam)) {}
+  __device__ __forceinline__ TeamSum(DecodeParams const& params, typename Config::SharedStorage& smem, int me, int lane,
+                                     int warp)
+      : p_(params), smem_(static_cast<Shared&>(smem)), me_(me), lane_(lane), warp_(warp) {}
 
-  // Once the team's CTAs need Q and their key buffers no more.
+  // Tells the team of this CTA's sums. (Both consumers have met when they exchanged them.)
+  __device__ __forceinline__ void begin(heads64::RowStats const& stats) const {
+    cluster_wait();
+    if (warp_ < smem_.team.warps) tell(stats);
+  }
+
+  // With this CTA's outputs.
   template <class TensorO>
-  __device__ __forceinline__ void send(heads64::RowStats const& stats, TensorO const& rO) {
-    RowMessage message[2];
-    float scale[kTiles][2];
+  __device__ __forceinline__ void end(heads64::RowStats const& stats, TensorO const& rO) const {
+    // All warps of this consumer are done with its halves of the key buffers.
+    cutlass::arch::NamedBarrier::arrive_and_wait(128, heads64::kWarpsMeet + me_);
+    if (warp_ >= smem_.team.warps) return;
+    send(rO, [&](float (&factor)[2]) {
+      wait_for_remote(smem_.team.told, 0);
+      weigh(stats, factor);
+      send_factors(factor);
+    });
+    finish(0);
+  }
+
+  // A producer warp, in place of the consumer's.
+  __device__ __forceinline__ void help() const {
+    cluster_wait();
+    if (me_ == 0 && warp_ == 0) {
+      cutlass::arch::NamedBarrier::arrive_and_wait(128 + 32, heads64::kQIsFree);
+      if (lane_ < p_.team) arrive_remotely(remote_address(&smem_.team.free, lane_));
+    }
+    if (warp_ < smem_.team.warps) finish(1);
+  }
+
+ private:
+  using Columns = TeamColumns<Config>;
+  using Shares = typename Columns::Shares;
+  static constexpr int kVectors = Columns::kVectors, kTiles = Columns::kTiles, kTileVectors = Columns::kTileVectors;
+  static_assert(kPartBytes <= Config::kQBytes);
+
+  // Each consumer tells half of the team, a CTA by four lanes.
+  __device__ __forceinline__ void tell(heads64::RowStats const& stats) const {
+    float lse[2], four[4];
+    CUTE_UNROLL
+    for (int r = 0; r < 2; ++r)
+      lse[r] = stats.sum[r] == 0.f ? negative_infinity() : log2_approx(stats.sum[r]) + stats.reference[r];
+    CUTE_UNROLL
+    for (int i = 0; i < 4; ++i) four[i] = __shfl_sync(~0u, lse[i % 2], lane_ % 4 * 8 + i / 2 * 4);
+    int const to = me_ * (kLargestTeam / 2) + lane_ / 4;
+    if (to < p_.team)
+      store_remotely(remote_address(&smem_.mail.lse[rank()][warp_][lane_ % 4 * 2], to),
+                     make_uint4(__float_as_uint(four[0]), __float_as_uint(four[1]), __float_as_uint(four[2]),
+                                __float_as_uint(four[3])),
+                     remote_address(&smem_.team.told, to));
+  }
+
+  // Multiplies `factor` by what this CTA's outputs of the thread's rows count for. The odd consumer of the first CTA
+  // writes the heads' lse.
+  __device__ __forceinline__ void weigh(heads64::RowStats const& stats, float (&factor)[2]) const {
+    constexpr int kEach = kLargestTeam / 4;
+    float lse[kEach][2], top[2] = {negative_infinity(), negative_infinity()}, sum[2] = {0.f, 0.f}, reference[2];
+    CUTE_UNROLL
+    for (int i = 0; i < kEach; ++i) {
+      int const from = i * 4 + lane_ % 4;
+      float2 const rows = from < p_.team ? smem_.mail.lse[from][warp_][lane_ / 4]
+                                         : make_float2(negative_infinity(), negative_infinity());
+      lse[i][0] = rows.x;
+      lse[i][1] = rows.y;
+      CUTE_UNROLL
+      for (int r = 0; r < 2; ++r) top[r] = fmaxf(top[r], lse[i][r]);
+    }
+    over_quad(top, [](float a, float b) { return fmaxf(a, b); });
     CUTE_UNROLL
     for (int r = 0; r < 2; ++r) {
-      bool const empty = stats.sum[r] == 0.f;
-      float const own = empty ? 0.f : 1.f / stats.sum[r];
-      message[r] = {empty ? negative_infinity() : log2f(stats.sum[r]) + stats.reference[r], 0};
+      reference[r] = exponent_offset(top[r]);
       CUTE_UNROLL
-      for (int t = 0; t < kTiles; ++t) {
-        float top = 0.f;
-        CUTE_UNROLL
-        for (int i = 0; i < kTileCols / 2; ++i)
-          if (heads64::fragment_row(i) == r) top = fmaxf(top, fabsf(rO(t * kTileCols / 2 + i)));
-        CUTE_UNROLL
-        for (int mask = 1; mask <= 2; mask *= 2) top = fmaxf(top, __shfl_xor_sync(~0u, top, mask));
-        uint32_t const exponent = RowMessage::exponent(top * own);
-        message[r].exponents |= exponent << t * 8;
-        scale[t][r] = own * RowMessage::enlarge(exponent);
-      }
+      for (int i = 0; i < kEach; ++i) sum[r] += exp2_approx(lse[i][r] - reference[r]);
     }
-    send_rows(message);
+    over_quad(sum, [](float a, float b) { return a + b; });
+    int const head = smem_.team.head + row(0);
+    bool const writes_lse = rank() == 0 && smem_.team.column_cta == 0 && me_ == heads64::kOdd && lane_ % 4 == 0;
     CUTE_UNROLL
-    for (int share = 0; share < kTeam; ++share) {
-      int const to = Shares(kTeam).member_of(share, first_cta_);
-      uint32_t const barrier = remote_address(&smem_.team.received, to);
-      uint32_t const vectors = remote_address(part(rank_), to);
-      CUTE_UNROLL
-      for (int v = 0; v < kShare && share * kShare + v < Shares::kVectors; ++v) {
-        uint32_t packed[4];
-        CUTE_UNROLL
-        for (int i = 0; i < 4; ++i) {
-          int const e = (share * kShare + v) * 8 + i * 2;
-          float const factor = scale[e / (kTileCols / 2)][i % 2];
-          packed[i] = pack_half(rO(e) * factor, rO(e + 1) * factor);
-        }
-        store_remotely(vectors + v * 128 * 16, make_uint4(packed[0], packed[1], packed[2], packed[3]), barrier);
-      }
+    for (int r = 0; r < 2; ++r) {
+      bool const is_head = head + r * 8 < p_.h_q;
+      float const sink = p_.attn_sink != nullptr && is_head ? p_.attn_sink[head + r * 8] : negative_infinity();
+      factor[r] *= exp2_approx(stats.reference[r] - reference[r]) * output_scale(sum[r], reference[r], sink);
+      if (writes_lse && is_head)
+        p_.lse[int64_t(smem_.team.query) * p_.h_q + head + r * 8] = natural_lse(sum[r], reference[r]);
     }
   }
 
-  __device__ __forceinline__ void finish(DecodeParams const& p) {
-    wait_for_remote(smem_.team.received, 0);
-    int const query = smem_.team.query, first_head = smem_.team.head;
-    weigh(p, query, first_head);
-    int const share = Shares(kTeam).share_of(int(rank_), first_cta_), count = Shares(kTeam).count(share);
-    int const column = me_ * heads64::kHalfV + p.column_cta() * Config::kOwnV + share * kShare * 16;
-    // Of a vector's 16 columns and two rows, a lane of four writes eight columns of a row.
-    int const out_row = row(lane_ % 2);
-    auto* const out = static_cast<__nv_bfloat16*>(p.out) + query / p.s_q * p.out_stride_batch +
-                      query % p.s_q * p.out_stride_token + (first_head + out_row) * p.out_stride_head + column +
-                      lane_ % 4 / 2 * 8;
+  // Once the team's CTAs need Q no more, and this consumer its halves of the key buffers: a tile after the other, so
+  // that the first is on its way early. When there is enough to keep the network busy the rows' factors are sent, by
+  // send_factors(of the tile lane % 4).
+  template <class TensorO, class SendFactors>
+  __device__ __forceinline__ void send(TensorO const& rO, SendFactors const& send_factors) const {
+    Shares const shares = Columns::shares(p_);
+    // A lane sends the vector of its number.
+    int const share = p_.share.div(min(lane_, kVectors - 1)),
+              to = shares.member_of(share, first_cta(p_.team, me_, warp_));
+    bool const sends = lane_ < kVectors && to != rank();
+    uint32_t const address = remote_address(inbox(shares, place(to)) + (lane_ - share * shares.each) * 32, to),
+                   barrier = remote_address(&smem_.team.received, to);
+    float top[kTiles * 2], reduce[2] = {};
     CUTE_UNROLL
-    for (int v = 0; v < kShare; ++v) {
-      if (v >= count) return;
-      int const tile = (share * kShare + v) / kTileVectors;
-      float2 acc[4] = {};  // rows r and r + 8 of eight columns, then of the next eight
+    for (int t = 0; t < kTiles; ++t) {
+      top[t * 2] = top[t * 2 + 1] = 0.f;
       CUTE_UNROLL
-      for (int from = 0; from < kTeam; ++from) {
-        uint4 const theirs = part(from)[v * 128];
-        uint32_t const packed[4] = {theirs.x, theirs.y, theirs.z, theirs.w};
-        float2 const weight = inbox().weight[me_][from * kTiles + tile][warp_ * 8 + lane_ / 4];
-        CUTE_UNROLL
-        for (int i = 0; i < 4; ++i) {
-          float2 const two = __half22float2(reinterpret_cast<__half2 const&>(packed[i]));
-          float const w = i % 2 == 0 ? weight.x : weight.y;
-          acc[i].x += w * two.x;
-          acc[i].y += w * two.y;
-        }
+      for (int i = 0; i < kTileCols / 2; ++i) {
+        float& largest = top[t * 2 + heads64::fragment_row(i)];
+        largest = fmaxf(largest, fabsf(rO(t * kTileCols / 2 + i)));
       }
+    }
+    over_quad(top, [](float a, float b) { return fmaxf(a, b); });
+    uint32_t exponents[2] = {};  // of each row a byte for each tile
+    CUTE_UNROLL
+    for (int i = 0; i < kTiles * 2; ++i) exponents[i % 2] |= half_exponent(top[i]) << i / 2 * 8;
+    CUTE_UNROLL
+    for (int r = 0; r < 2; ++r) reduce[r] = reducing_factor(exponents[r] >> lane_ % 4 * 8 & 0xff);
+    wait_for_remote(smem_.team.free, 0);
+    CUTE_UNROLL
+    for (int t = 0; t < kTiles; ++t) {
+      if (t == kTiles / 2) send_factors(reduce);
+      float const scale[2] = {enlarging_factor(exponents[0] >> t * 8 & 0xff),
+                              enlarging_factor(exponents[1] >> t * 8 & 0xff)};
+      CUTE_UNROLL
+      for (int v = t * kTileVectors; v < (t + 1) * kTileVectors; ++v) {
+        uint32_t packed[4];
+        CUTE_UNROLL
+        for (int i = 0; i < 4; ++i)
+          packed[i] = pack_half(rO(v * 8 + i * 2) * scale[i % 2], rO(v * 8 + i * 2 + 1) * scale[i % 2]);
+        outbox(v)[lane_] = make_uint4(packed[0], packed[1], packed[2], packed[3]);
+      }
+      cutlass::arch::fence_view_async_shared();
+      __syncwarp();
+      if (sends && lane_ / kTileVectors == t) copy_remotely(address, outbox(lane_), 32 * sizeof(uint4), barrier);
+    }
+    if (lane_ == 0) smem_.team.received.arrive();
+  }
+
+  // To every CTA, of each tile of its share: four lanes have two rows and their neighbours each.
+  __device__ __forceinline__ void send_factors(float const (&mine)[2]) const {
+    Shares const shares = Columns::shares(p_);
+    int const two = Columns::most_tiles(shares) - 1, quarter = lane_ % 4, tile = lane_ >> 2 & two,
+              first = first_cta(p_.team, me_, warp_);
+    for (int begin = 0; begin < p_.team; begin += 8 >> two) {
+      int const to = begin + (lane_ >> (2 + two));
+      int const column_tile =
+          to < p_.team ? min(Columns::first_tile(shares, shares.share_of(to, first)) + tile, kTiles - 1) : 0;
+      float four[4];
+      CUTE_UNROLL
+      for (int i = 0; i < 4; ++i) four[i] = __shfl_sync(~0u, mine[i % 2], (quarter * 2 + i / 2) * 4 + column_tile);
+      if (to < p_.team)
+        store_remotely(remote_address(factors(two, place(to), tile) + quarter * 2, to),
+                       make_uint4(__float_as_uint(four[0]), __float_as_uint(four[1]), __float_as_uint(four[2]),
+                                  __float_as_uint(four[3])),
+                       remote_address(&smem_.team.received, to));
+    }
+  }
+
+  // Every other vector of the share, from `begin` on.
+  __device__ __forceinline__ void finish(int begin) const {
+    Shares const shares = Columns::shares(p_);
+    int const share = shares.share_of(rank(), first_cta(p_.team, me_, warp_)), first = share * shares.each,
+              count = shares.count(share), first_tile = Columns::first_tile(shares, share),
+              two = Columns::most_tiles(shares) - 1;
+    // Of a vector's 16 columns and two rows, a lane of four writes eight columns of a row.
+    int const head = smem_.team.head + row(lane_ % 2);
+    int batch, token;
+    p_.tokens(batch, token, smem_.team.query);
+    auto* const out = static_cast<__nv_bfloat16*>(p_.out) + batch * p_.out_stride_batch + token * p_.out_stride_token +
+                      head * p_.out_stride_head + me_ * heads64::kHalfV + smem_.team.column_cta * Config::kOwnV +
+                      lane_ % 4 / 2 * 8;
+    wait_for_remote(smem_.team.received, 0);
+    cluster_arrive_relaxed();
+    int const others = p_.team - 1;
+    for (int v = begin; v < count; v += 2) {
+      int const tile = (first + v) / kTileVectors - first_tile;
+      float2 acc[4] = {};  // rows r and r + 8 of eight columns, then of the next eight
+      add(acc, outbox(first + v)[lane_], factors(two, others, tile)[lane_ / 4]);
+      // Several at once, from a place on.
+      auto const* from = inbox(shares, 0) + v * 32 + lane_;
+      auto const* factor = factors(two, 0, tile) + lane_ / 4;
+      int const step = int(inbox(shares, 1) - inbox(shares, 0)), factor_step = int(factors(two, 1, 0) - factors(two, 0, 0));
+      auto const add_next = [&](auto count) {
+        constexpr int kCount = decltype(count)::value;
+        uint4 halves[kCount];
+        float2 f[kCount];
+        CUTE_UNROLL
+        for (int i = 0; i < kCount; ++i, from += step, factor += factor_step) {
+          halves[i] = *from;
+          f[i] = *factor;
+        }
+        CUTE_UNROLL
+        for (int i = 0; i < kCount; ++i) add(acc, halves[i], f[i]);
+      };
+      int left = others;
+#pragma unroll 1
+      for (; left >= 4; left -= 4) add_next(Int<4>{});
+      if (left == 3)
+        add_next(Int<3>{});
+      else if (left == 2)
+        add_next(Int<2>{});
+      else if (left == 1)
+        add_next(Int<1>{});
       uint32_t words[4];
       CUTE_UNROLL
       for (int i = 0; i < 4; ++i) words[i] = pack_bf16(acc[i].x, acc[i].y);
       transpose_in_quad(words, lane_);
-      if (first_head + out_row < p.h_q)
-        *reinterpret_cast<uint4*>(out + v * 16) = make_uint4(words[0], words[1], words[2], words[3]);
+      if (head < p_.h_q)
+        *reinterpret_cast<uint4*>(out + (first + v) * 16) = make_uint4(words[0], words[1], words[2], words[3]);
     }
+    cluster_wait();
   }
 
- private:
-  using Inbox = TeamInbox<Config>;
-  using Shares = ColumnShares<Config>;
-  static constexpr int kTiles = kOwnTiles<Config>, kTileVectors = Shares::kVectors / kTiles;
-  static constexpr int kShare = (Shares::kVectors + kTeam - 1) / kTeam;
-  static_assert(kShare * kTeam <= std::max(Shares::kVectors + 4, kLargestTeam));
-
-  __device__ __forceinline__ Inbox& inbox() const { return *reinterpret_cast<Inbox*>(smem_.q); }
-  // This thread's first vector of what one rank sends.
-  __device__ __forceinline__ uint4* part(int from) const {
-    return inbox().part + (from * 2 + me_) * kShare * 128 + thread_;
-  }
+  __device__ __forceinline__ int rank() const { return smem_.team.rank; }
   __device__ __forceinline__ int row(int r) const { return warp_ * 16 + r * 8 + lane_ / 4; }
 
-  // The warp's 16, two to a lane: alone they would take as long as all vectors.
-  __device__ __forceinline__ void send_rows(RowMessage const (&message)[2]) {
-    int const first_row = lane_ % 8 * 2;
-    uint32_t four[4];
+  template <int kCount, class Op>
+  static __device__ __forceinline__ void over_quad(float (&x)[kCount], Op op) {
     CUTE_UNROLL
-    for (int i = 0; i < 2; ++i) {
-      int const from = (first_row + i) % 8 * 4;
+    for (int mask = 1; mask <= 2; mask *= 2) {
       CUTE_UNROLL
-      for (int field = 0; field < 2; ++field) {
-        uint32_t const low =
-            __shfl_sync(~0u, field == 0 ? __float_as_uint(message[0].lse) : message[0].exponents, from);
-        uint32_t const high =
-            __shfl_sync(~0u, field == 0 ? __float_as_uint(message[1].lse) : message[1].exponents, from);
-        four[i * 2 + field] = first_row < 8 ? low : high;
-      }
+      for (int i = 0; i < kCount; ++i) x[i] = op(x[i], __shfl_xor_sync(~0u, x[i], mask));
     }
-#pragma unroll 1
-    for (int to = lane_ / 8; to < kTeam; to += 4)
-      store_remotely(remote_address(&inbox().row[rank_][me_][warp_ * 16 + first_row], to),
-                     make_uint4(four[0], four[1], four[2], four[3]), remote_address(&smem_.team.received, to));
   }
 
-  // What each rank's outputs are multiplied by, for the warp's 16 heads: lanes l and l + 16 have head l, and every
-  // other rank. The odd consumer of the first CTA writes the heads' lse.
-  __device__ __forceinline__ void weigh(DecodeParams const& p, int query, int first_head) {
-    constexpr int kEach = (kTeam + 1) / 2;
-    int const row = lane_ % 16, head = first_head + warp_ * 16 + row;
-    RowMessage theirs[kEach];
-    float weight[kEach], top = negative_infinity(), sum = 0.f;
-    CUTE_UNROLL
-    for (int i = 0; i < kEach; ++i) {
-      int const from = i * 2 + lane_ / 16;
-      theirs[i] = from < kTeam ? inbox().row[from][me_][warp_ * 16 + row] : RowMessage{negative_infinity(), 0};
-      top = fmaxf(top, theirs[i].lse);
-    }
-    float const reference = exponent_offset(fmaxf(top, __shfl_xor_sync(~0u, top, 16)));
-    CUTE_UNROLL
-    for (int i = 0; i < kEach; ++i) {
-      weight[i] = exp2f(theirs[i].lse - reference);
-      sum += weight[i];
-    }
-    sum += __shfl_xor_sync(~0u, sum, 16);
-    float const sink = p.attn_sink != nullptr && head < p.h_q ? p.attn_sink[head] : negative_infinity();
-    float const scale = output_scale(sum, reference, sink);
-    CUTE_UNROLL
-    for (int i = 0; i < kEach; ++i) {
-      int const from = i * 2 + lane_ / 16;
-      if (from >= kTeam) break;
-      CUTE_UNROLL
-      for (int tile = 0; tile < kTiles; ++tile) {
-        float2& both = inbox().weight[me_][from * kTiles + tile][warp_ * 8 + row % 8];
-        (row < 8 ? both.x : both.y) = weight[i] * scale * theirs[i].reduce(tile);
-      }
-    }
-    if (rank_ == 0 && p.column_cta() == 0 && me_ == heads64::kOdd && lane_ < 16 && head < p.h_q)
-      p.lse[int64_t(query) * p.h_q + head] = natural_lse(sum, reference);
-    __syncwarp();
+  // This CTA's place among those that send to another; the own one is the last.
+  __device__ __forceinline__ int place(int to) const {
+    int const own = rank();
+    return to == own ? p_.team - 1 : own < to ? own : own - 1;
   }
 
+  // A warp's output, a vector of all lanes after the other: all of it where it is staged, its share in the inbox.
+  __device__ __forceinline__ uint4* outbox(int vector) const {
+    auto* const half = reinterpret_cast<uint4*>(smem_.k[0] + me_ * heads64::kHalfTiles * kTileElements);
+    return half + (warp_ * kVectors + vector) * 32;
+  }
+  __device__ __forceinline__ uint4* inbox(Shares const& shares, int place) const {
+    return reinterpret_cast<uint4*>(smem_.q) + ((place * 2 + me_) * 4 + warp_) * shares.each * 32;
+  }
+  __device__ __forceinline__ float2* factors(int two, int place, int tile) const {
+    TeamFactors* all;
+    if constexpr (kFactorsFitQ<Config>)
+      all = reinterpret_cast<TeamFactors*>(reinterpret_cast<char*>(smem_.q) + kPartBytes);
+    else
+      all = &smem_.mail.factors;
+    return all->of[(place << two) + tile][me_][warp_];
+  }
+
+  static __device__ __forceinline__ void add(float2 (&acc)[4], uint4 const& halves, float2 const& factor) {
+    uint32_t const packed[4] = {halves.x, halves.y, halves.z, halves.w};
+    CUTE_UNROLL
+    for (int i = 0; i < 4; ++i) {
+      float2 const two = __half22float2(reinterpret_cast<__half2 const&>(packed[i]));
+      float const f = i % 2 == 0 ? factor.x : factor.y;
+      acc[i].x += f * two.x;
+      acc[i].y += f * two.y;
+    }
+  }
+
+  DecodeParams const& p_;
   Shared& smem_;
-  int const me_, lane_, warp_, thread_;
-  uint32_t const rank_;
-  int const first_cta_;  // that finishes a share of this warp's
+  int const me_, lane_, warp_;
 };
 
 }  // namespace dsa::sm90

@@ -14,7 +14,8 @@ struct TeamShares {
   int members, each;
 
   __device__ __forceinline__ constexpr explicit TeamShares(int members)
-      : members(members), each((kVectors + members - 1) / members) {}
+      : TeamShares(members, (kVectors + members - 1) / members) {}
+  __device__ __forceinline__ constexpr TeamShares(int members, int each) : members(members), each(each) {}
 
   __device__ __forceinline__ constexpr int count(int share) const { return min(max(kVectors - share * each, 0), each); }
   // Who finishes a warp's share, and which share a member finishes.

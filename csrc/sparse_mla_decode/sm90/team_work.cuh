@@ -20,18 +20,20 @@ class TeamWork {
   using Params = DecodeParams;
 
   static constexpr bool kTeam = true;
+  using Sum = TeamSum<Config, Shared>;
 
   __device__ __forceinline__ TeamWork(Params const&, TeamShare const& share) : share_(share) {}
 
-  // All but lengths is worked out before the kernel before has ended, and with full lengths, too, so that the code is
-  // there when they can be read.
+  // Meets all threads of the CTA. All but lengths is worked out before the kernel before has ended, and with full
+  // lengths, too, so that the code is there when they can be read. One warp waits for that end, from the beginning: it
+  // takes some 2000 cycles to learn of it, even if it is long over.
   static __device__ __forceinline__ TeamShare share_after_grid_before(Params const& p) {
-    int const query = DecodeWork::part_of(p), rank = blockIdx.x % p.team;
+    if (threadIdx.x / 32 == kWaitingWarp) wait_for_grid_before();
+    auto const [query, head, column_cta] = p.place();
     bool const full = p.keys[0].length == nullptr && p.keys[1].length == nullptr;
     TeamShare s;
-    s.batch = query / p.s_q;
-    s.token = query % p.s_q;
-    s.head = DecodeWork::head_of(p);
+    s.head = head;
+    p.tokens(s.batch, s.token, query);
     CUTE_UNROLL
     for (int i = 0; i < 2; ++i) {
       s.length[i] = p.keys[i].topk;
@@ -39,9 +41,9 @@ class TeamWork {
     }
 #pragma unroll 1
     for (bool before = true;; before = false) {
-      s.pairs = (p.shape.units(s.length[0], s.length[1]) + p.team - 1) / p.team;
-      s.first_block = rank * s.pairs * 2;
-      if (before) wait_for_grid_before();
+      s.pairs = p.teams.div(p.shape.units(s.length[0], s.length[1]) + p.team - 1);
+      s.first_block = int(cluster_rank()) * s.pairs * 2;
+      if (before) __syncthreads();
       if (!before || full) return s;
       CUTE_UNROLL
       for (int i = 0; i < 2; ++i) s.length[i] = Params::length(p.keys[i], s.batch, s.token);
@@ -53,30 +55,9 @@ class TeamWork {
   __device__ __forceinline__ TeamShare const& tile() const { return share_; }
   __device__ __forceinline__ int pairs() const { return share_.pairs; }
 
-  template <class TensorO>
-  static __device__ __forceinline__ void write_tile(DecodeParams const& p, TeamShare const&,
-                                                    heads64::RowStats const& stats, TensorO const& rO, void* smem,
-                                                    int me, int lane, int warp) {
-    Shared& shared = *static_cast<Shared*>(smem);
-    // (Only products have read where the others will write, and the warp's lanes have met where they waited for those.)
-    if (lane < p.team) arrive_remotely(remote_address(&shared.team.ready, lane));
-    if (warp >= TeamInbox<Config>::warps_with_heads(p)) return;
-    wait_for_remote(shared.team.ready, 0);
-    auto const with = [&](auto team) {
-      TeamSum<Config, Shared, decltype(team)::value> sum(shared, me, lane, warp);
-      sum.send(stats, rO);
-      sum.finish(p);
-    };
-    // (With sixteen last, a team of eight takes 3 % longer.)
-    p.team == kLargestTeam ? with(Int<kLargestTeam>{})
-    : p.team == 2          ? with(Int<2>{})
-    : p.team == 3          ? with(Int<3>{})
-    : p.team == 4          ? with(Int<4>{})
-    : p.team == 6          ? with(Int<6>{})
-                           : with(Int<8>{});
-  }
-
  private:
+  static constexpr int kWaitingWarp = 2;
+
   TeamShare const share_;
   bool done_ = false;
 };
@@ -84,20 +65,19 @@ class TeamWork {
 // Its key blocks, as a producer warp walks over them: a run in each cache.
 class TeamWalk {
  public:
-  __device__ __forceinline__ TeamWalk(TeamShare const& share, KeyRun (&second)[kProducerWarps])
-      : second_(second[threadIdx.x / 32 % kProducerWarps]) {
+  __device__ __forceinline__ TeamWalk(TeamShare const& share, KeyRun (&second)[kProducerWarps]) : second_(second) {
     int const first_blocks = DecodeShape::blocks_of(share.length[0]), begin = share.first_block,
               end = begin + share.pairs * 2, first_end = min(end, first_blocks);
     run_ = {share.idx[0] + begin * kBlockK, share.length[0] - begin * kBlockK, max(first_end - begin, 0), 0};
     int const from = max(begin - first_blocks, 0);  // in the second cache
     if (threadIdx.x % 32 == 0)
-      second_ = {share.idx[1] + from * kBlockK, share.length[1] - from * kBlockK, end - max(begin, first_blocks), 1};
+      second[threadIdx.x / 32 % kProducerWarps] = {share.idx[1] + from * kBlockK, share.length[1] - from * kBlockK, end - max(begin, first_blocks), 1};
     __syncwarp();
   }
 
   // What the next block is, and this thread's index in it.
   __device__ __forceinline__ uint32_t take(DecodeParams const&, Lane const& self, int& index) {
-    if (run_.blocks <= 0 && run_.selection == 0) run_ = second_;
+    if (run_.blocks <= 0 && run_.selection == 0) run_ = second_[self.warp()];
     index = run_.blocks > 0 ? load_index(run_, self) : -1;
     if (run_.blocks <= 0) return 0;
     uint32_t const kind = BlockKind::of(run_, 0);
@@ -106,7 +86,7 @@ class TeamWalk {
   }
 
  private:
-  KeyRun& second_;  // in shared memory, to save registers
+  KeyRun (&second_)[kProducerWarps];  // in shared memory, to save registers
   KeyRun run_;
 };
 

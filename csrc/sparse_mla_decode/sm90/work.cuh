@@ -21,11 +21,23 @@ struct DecodeParams : SparseMlaDecodeParams {
   DecodeShape shape;
   int parts;
   int team;                      // CTAs that share a query's keys; 1: the plan says who has which
-  int column_ctas;               // CTAs (or teams) that share the value columns
+  int column_ctas;               // CTAs (or teams) that share the value columns: 1 or 2
   cutlass::FastDivmod pages[2];  // of the caches: slots to pages
+  // To divide by the team, the head blocks, and s_q. (A division by what is not known takes some 100 cycles, where a
+  // call of few queries takes 20000.)
+  cutlass::FastDivmod teams, head_blocks, tokens;
+  cutlass::FastDivmod share;  // of a warp's output, in vectors of team.cuh or few_heads_team.cuh
 
-  // Which of those this is.
-  __device__ __forceinline__ int column_cta() const { return blockIdx.x / team % column_ctas; }
+  // What a CTA works on: a part, or a query of a team; its first head; its share of the value columns.
+  struct Place {
+    int part, head, column_cta;
+  };
+  __device__ __forceinline__ Place place() const {
+    int at, rank, part, head_block;
+    teams(at, rank, int(blockIdx.x));
+    head_blocks(part, head_block, at >> (column_ctas - 1));
+    return {part, head_block * 64, at & (column_ctas - 1)};
+  }
 
   __device__ __forceinline__ static int length(KvSelection const& s, int batch, int token) {
     if (s.length == nullptr) return s.topk;
@@ -51,16 +63,10 @@ class DecodeWork {
   // Of a CTA, whose part is `range`: neighbouring CTAs, or teams, take the head blocks of one part, and so read the
   // same rows at the same time.
   __device__ __forceinline__ DecodeWork(Params const& params, DecodeRange const& range)
-      : DecodeWork(params, part_of(params), head_of(params), range) {}
+      : DecodeWork(params, params.place().part, params.place().head, range) {}
   // Of one of its two consumers, for few heads.
   __device__ __forceinline__ DecodeWork(Params const& params, int consumer, DecodeRange const& range)
       : DecodeWork(params, part_of(consumer), 0, range) {}
-  static __device__ __forceinline__ int part_of(Params const& params) {
-    return blockIdx.x / (params.team * params.column_ctas * params.shape.head_blocks());
-  }
-  static __device__ __forceinline__ int head_of(Params const& params) {
-    return blockIdx.x / (params.team * params.column_ctas) % params.shape.head_blocks() * 64;
-  }
   static __device__ __forceinline__ int part_of(int consumer) { return blockIdx.x + consumer * gridDim.x; }
   // Of what is left of a part.
   __device__ __forceinline__ DecodeWork(Params const& params, int part, int head, DecodeRange const& left)
@@ -68,7 +74,7 @@ class DecodeWork {
     open();
   }
   static __device__ __forceinline__ DecodeRange range_of_cta(Params const& params) {
-    return range(params, part_of(params));
+    return range(params, params.place().part);
   }
   // All of a part, by a plan that may still change.
   static __device__ __forceinline__ DecodeRange range(Params const& params, int part) {

@@ -34,6 +34,28 @@ void load_bulk(Warp& w, Instruction const& i, u32 mask) {
   });
 }
 
+// [shared of any CTA], [shared], bytes, [mbarrier]
+void copy_bulk_to_cta(Warp& w, Instruction const& i, u32 mask) {
+  for_lanes(mask, [&](int l) {
+    u32 const to = shared_address(w, i.operands[0], l), from = shared_address(w, i.operands[1], l);
+    u32 const bytes = read_lane<u32>(w, i.operands[2], l), barrier = shared_address(w, i.operands[3], l);
+    require_16(to, from, bytes);
+    if (to >> 24 != barrier >> 24) fault("a bulk copy that completes at an mbarrier of another CTA");
+    Cta* const cta = w.cta;
+    Races* const r = races(w);
+    if (r) r->begin_transaction_read(w, l, barrier);
+    check_async_read(*cta, from, bytes, "a bulk copy");
+    if (r) {
+      r->end_reader();
+      r->write_by_transaction(w, l, to, bytes, barrier, Access::kAsyncWrite);
+    }
+    complete_copy(*cta->cluster, true, [=] {
+      std::memcpy(shared_memory(*cta, to, bytes), shared_memory(*cta, from, bytes), bytes);
+      mbarrier_update(*cta, barrier, 0, -i64(bytes));
+    });
+  });
+}
+
 // [global], [shared], bytes
 void store_bulk(Warp& w, Instruction const& i, u32 mask) {
   Races* const r = races(w);
@@ -108,6 +130,10 @@ Execute decode_bulk(Instruction& i, Mnemonic& m) {
   if (m.has("prefetch")) return nullptr;  // hint.cpp
   m.take("L2::cache_hint");
   if (m.take_at(3) == "global") return m.take("shared::cta") && m.take("bulk_group") ? store_bulk : nullptr;
+  if (m.has("shared::cluster") && m.take("shared::cta")) {
+    m.take("shared::cluster");
+    return m.take("mbarrier::complete_tx::bytes") ? copy_bulk_to_cta : nullptr;
+  }
   if (m.take_one_of({"shared::cluster", "shared::cta"}).empty() || !m.take("global")) return nullptr;
   return m.take("mbarrier::complete_tx::bytes") ? load_bulk : nullptr;
 }

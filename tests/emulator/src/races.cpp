@@ -229,6 +229,13 @@ void Races::begin_bulk_store(Warp& w, int lane) {
   only_ = nullptr;
 }
 
+void Races::begin_transaction_read(Warp& w, int lane, u32 mbarrier) {
+  Mbarrier const& m = mbarrier_at(mbarrier);
+  issuers_.assign(1, issuer(w, lane));
+  reader_ = {m.phase, 1, w.group().pc, m.agent, 0, Access::kRead};
+  only_ = nullptr;
+}
+
 void Races::begin_tensor(Warp& w, int lane, TensorPipeline pipeline) {
   TensorWork& work = state(w).tensor;
   if (work.agent == kNoAgent) {

@@ -87,10 +87,11 @@ class Races {
 
   void commit_tensor(Warp& w, int lane, u32 mbarrier);
 
-  // From here to end_reader() async_read() is what a bulk store, tensor work, or a product of wgmma reads. Such a
+  // From here to end_reader() async_read() is what a bulk copy, tensor work, or a product of wgmma reads. Such a
   // product's first warp is given, with what each of the four knew when it issued its share; read_for() says whose
   // share comes.
   void begin_bulk_store(Warp& w, int lane);
+  void begin_transaction_read(Warp& w, int lane, u32 mbarrier);
   void begin_tensor(Warp& w, int lane, TensorPipeline pipeline);
   void begin_product(Warp& first, std::vector<Clock const*> const& known, u32 number, i32 pc);
   void read_for(Warp const* w) {  // null: for all

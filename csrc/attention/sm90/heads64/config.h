@@ -18,6 +18,12 @@ enum : int { kEven = 0, kOdd = 1 };
 // Halves of a key block, released and refilled separately: columns [0, 256) and [256, d_qk).
 enum : int { kLeft = 0, kRight = 1 };
 
+template <int kCount>
+struct Tiles {
+  alignas(1024) bf16 tile[kCount][kTileElements];
+};
+template <>
+struct Tiles<0> {};
 using TileLayout = decltype(tile_to_shape(GMMA::Layout_K_SW128_Atom<bf16>{}, Shape<_64, _64>{}));
 // Adjacent tiles as one operand of Q K^T.
 template <int kCols>
@@ -45,9 +51,10 @@ struct ValueProducts<128> {
 
 // kLeftArrivals, kRightArrivals: a producer's on a full barrier, for a half of a block. kKeysAreLate_: the producer is
 // the slower side, and gets a half of the even block back before the odd probabilities are done, not after.
-// kColumnCtas_: CTAs that have all of a tile's scores, and of each consumer's value columns a share.
+// kColumnCtas_: CTAs that have all of a tile's scores, and of each consumer's value columns a share. kOddPOverRope_:
+// whether the odd block's probabilities also go where its RoPE columns were, so that their tile is free.
 template <int kDQk_, int kLeftArrivals_, int kRightArrivals_, int kValueColumns, bool kKeysAreLate_,
-          int kColumnCtas_ = 1>
+          int kColumnCtas_ = 1, bool kOddPOverRope_ = false>
 struct Config {
   static_assert(kDQk_ == 576 || kDQk_ == 512);
   static constexpr int kDQk = kDQk_;
@@ -61,12 +68,13 @@ struct Config {
   static constexpr uint32_t kQBytes = kBlockH * kDQk * sizeof(bf16);
   // Two key blocks and Q leave room for one tile of probabilities. With d_qk 576 the even block's go where its rope
   // columns were: those are no values, and nobody reads them after Q K^T.
-  static constexpr bool kEvenPOverRope = kDQk > kDV;
+  static constexpr bool kEvenPOverRope = kDQk > kDV, kOddPOverRope = kOddPOverRope_;
+  static_assert(!kOddPOverRope || kEvenPOverRope);
 
   struct SharedStorage {
     alignas(1024) bf16 q[kTiles * kTileElements];
     alignas(1024) bf16 k[2][kTiles * kTileElements];
-    alignas(1024) bf16 p[kEvenPOverRope ? 1 : 2][kTileElements];
+    [[no_unique_address]] Tiles<!kOddPOverRope + !kEvenPOverRope> p;
     float reference[2][kBlockH];  // softmax references that each consumer's probabilities are relative to
     float sum[2][kBlockH];        // each consumer's share of the row sums, at a tile's end
     float top[2][kBlockH];        // and of the largest scores
@@ -75,16 +83,23 @@ struct Config {
     // q_full         TMA (one thread + bytes)                    both consumers, before a tile's first Q K^T
     // full[b][h]     producer, with the half's keys, for kLeft   the consumer of block b (scores)
     //                with valid[b] too
-    // empty[b][h]    4 warps of consumer h, after P V            the producer
+    // empty[b][h]    4 warps of consumer h, after P V; of the    the producer
+    //                even one, too, where the half has the odd
+    //                probabilities
     Barrier q_full, full[2][2], empty[2][2];
 
     __device__ bf16* even_p() {
       if constexpr (kEvenPOverRope)
         return &k[0][(kTiles - 1) * kTileElements];
       else
-        return p[1];
+        return p.tile[1];
     }
-    __device__ bf16* odd_p() { return p[0]; }
+    __device__ bf16* odd_p() {
+      if constexpr (kOddPOverRope)
+        return &k[1][(kTiles - 1) * kTileElements];
+      else
+        return p.tile[0];
+    }
   };
   static_assert(sizeof(SharedStorage) <= 227 * 1024);
 
@@ -94,7 +109,8 @@ struct Config {
     for (int buffer = 0; buffer < 2; ++buffer) {
       smem.full[buffer][kLeft].init(kLeftArrivals);
       smem.full[buffer][kRight].init(kRightArrivals);
-      for (Barrier& b : smem.empty[buffer]) b.init(4);
+      smem.empty[buffer][kLeft].init(4);
+      smem.empty[buffer][kRight].init(kOddPOverRope && buffer == 1 ? 8 : 4);
     }
     cutlass::arch::fence_barrier_init();
   }
@@ -104,9 +120,10 @@ struct Config {
 enum NamedBarrier : uint32_t {
   kEvenPReady = 1,  // 256: even consumer arrives, odd one waits; probabilities and references of block 2j
   kOddPReady = 2,   // 256: the reverse, block 2j+1
-  kEvenScores = 3,  // 128: the even consumer's four warps have their scores: the rope tile may be overwritten
-  kStatsReady = 4,  // and 5, 256: one consumer's sums and maxima of a finished tile, whose products are all done; it
+  kStatsReady = 3,  // and 4, 256: one consumer's sums and maxima of a finished tile, whose products are all done; it
                     // arrives, the other one waits
+  kWarpsMeet = 5,   // and 6, 128: a consumer's four warps have their scores: the RoPE tile may be overwritten
+  kQIsFree = 7,     // 160: the even consumer arrives when both have scored a team's last keys, a producer warp waits
 };
 
 }  // namespace dsa::sm90::heads64

@@ -18,7 +18,9 @@
 //   pairs()                           of its key blocks, at least 1
 //   output_scale, write_stats         what a head's outputs are multiplied by; lse
 //   is_whole, partial                 whether a tile is all of its query, or where its part goes
-//   kTeam, write_tile                 whether it has one tile, and writes it itself
+//   kTeam                             whether it has one tile, a part of which other CTAs have
+//   Sum(params, smem, consumer, lane, warp)    then adds up theirs and writes it: begin(stats), once the sums are known,
+//                                     beside the last products; end(stats, O)
 #pragma once
 
 #include <cute/arch/copy_sm90_tma.hpp>
@@ -150,7 +152,7 @@ struct Consumer {
  private:
   __device__ __forceinline__ auto values(int buffer, int half) const {
     int column = half * kHalfV;
-    if constexpr (Config::kColumnCtas > 1) column += params.column_cta() * Config::kOwnV;
+    if constexpr (Config::kColumnCtas > 1) column += params.place().column_cta * Config::kOwnV;
     return make_tensor(make_smem_ptr(opaque(smem.k[buffer]) + column * kBlockK), ValueLayout<Config::kOwnV>{});
   }
 };

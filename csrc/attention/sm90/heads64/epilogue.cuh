@@ -13,12 +13,15 @@ namespace dsa::sm90::heads64 {
 template <class Shared>
 __device__ __forceinline__ void combine_stats(RowStats& stats, Shared& smem, int me, int lane, int warp) {
   CUTE_UNROLL
-  for (int r = 0; r < 2; ++r) {
+  for (int mask = 1; mask <= 2; mask *= 2) {
     CUTE_UNROLL
-    for (int mask = 1; mask <= 2; mask *= 2) {
+    for (int r = 0; r < 2; ++r) {
       stats.sum[r] += __shfl_xor_sync(~0u, stats.sum[r], mask);
       stats.top[r] = fmaxf(stats.top[r], __shfl_xor_sync(~0u, stats.top[r], mask));
     }
+  }
+  CUTE_UNROLL
+  for (int r = 0; r < 2; ++r) {
     int const row = warp * 16 + r * 8 + lane / 4;
     if (lane % 4 == 0) {
       smem.sum[me][row] = stats.sum[r];
@@ -78,23 +81,19 @@ template <class Work, class Shared, class Tile, class TensorO>
 __device__ __forceinline__ void write_tile(typename Work::Params const& params, CUtensorMap const& out_map,
                                            Tile const& tile, RowStats const& stats, TensorO const& rO, Shared& smem,
                                            int me, int lane, int warp) {
-  if constexpr (Work::kTeam) {
-    Work::write_tile(params, tile, stats, rO, &smem, me, lane, warp);
+  float scale[2];
+  CUTE_UNROLL
+  for (int r = 0; r < 2; ++r) {
+    int const head = tile.head + warp * 16 + r * 8 + lane / 4;
+    scale[r] = Work::output_scale(params, tile, head, stats.sum[r], stats.reference[r]);
+    if (me == kOdd && head < params.h_q && lane % 4 == 0)
+      Work::write_stats(params, tile, head, stats.sum[r], stats.reference[r], stats.top[r]);
+  }
+  if (Work::is_whole(tile)) {
+    write_whole(out_map, tile, scale, rO, smem, me, lane, warp);
   } else {
-    float scale[2];
-    CUTE_UNROLL
-    for (int r = 0; r < 2; ++r) {
-      int const head = tile.head + warp * 16 + r * 8 + lane / 4;
-      scale[r] = Work::output_scale(params, tile, head, stats.sum[r], stats.reference[r]);
-      if (me == kOdd && head < params.h_q && lane % 4 == 0)
-        Work::write_stats(params, tile, head, stats.sum[r], stats.reference[r], stats.top[r]);
-    }
-    if (Work::is_whole(tile)) {
-      write_whole(out_map, tile, scale, rO, smem, me, lane, warp);
-    } else {
-      int const row = warp * 16 + lane / 4;
-      write_part({Work::partial(params, tile, row), Work::partial(params, tile, row + 8)}, scale, rO, me, lane);
-    }
+    int const row = warp * 16 + lane / 4;
+    write_part({Work::partial(params, tile, row), Work::partial(params, tile, row + 8)}, scale, rO, me, lane);
   }
 }
 

@@ -15,11 +15,22 @@ struct EvenConsumer : Consumer<Config, Work> {
     if (work.done()) return;
     if (this->thread == 0) this->load_q(work.tile());
     this->wait_q();
+    issue_next_scores();
+    if constexpr (Work::kTeam)
+      run_team(work);
+    else
+      run_tiles(work);
+  }
+
+ private:
+  __device__ __forceinline__ void issue_next_scores() {
     this->wait_keys(0, kLeft);
     this->template issue_scores<kLeft>(0);
     this->wait_keys(0, kRight);
     this->template issue_scores<kRight>(0);
+  }
 
+  __device__ __forceinline__ void run_tiles(Work& work) {
     for (;;) {
       auto const tile = work.tile();
       int const pairs = work.pairs();
@@ -35,19 +46,14 @@ struct EvenConsumer : Consumer<Config, Work> {
         // buffer would go back late.
         this->wait_products();
         this->release(1, kLeft);
-        this->wait_keys(0, kLeft);
-        this->template issue_scores<kLeft>(0);
-        this->wait_keys(0, kRight);
-        this->template issue_scores<kRight>(0);
+        issue_next_scores();
       }
       add_pair([&] {
         if (another_tile && this->thread == 0) this->load_q(work.tile());
       });
-      if constexpr (!Work::kTeam) this->wait_products();
+      this->wait_products();
       combine_stats(stats, smem, kEven, lane, warp);
-      if constexpr (Work::kTeam) this->wait_products();
       write_tile<Work>(params, this->maps.out, tile, stats, rO, smem, kEven, lane, warp);
-      if constexpr (Work::kTeam) return;  // has one tile, and what comes now into the key buffers is no keys
       // The next tile's first scores run while this one is written out; after the last tile, scores of nothing.
       if (another_tile) {
         this->wait_q();
@@ -62,7 +68,30 @@ struct EvenConsumer : Consumer<Config, Work> {
     warpgroup_wait<0>();
   }
 
- private:
+  // A team's one tile.
+  __device__ __forceinline__ void run_team(Work& work) {
+    int const pairs = work.pairs();
+    typename Work::Sum const sum(params, smem, kEven, lane, warp);
+    this->begin_tile();
+#pragma unroll 1
+    for (int pair = 1;; ++pair) {
+      add_pair([&] {
+        if (pair == pairs) cutlass::arch::NamedBarrier::arrive(128 + 32, kQIsFree);
+      });
+      // (Beside the products, and for that in the loop: behind it ptxas would serialise them.)
+      if (pair == pairs) {
+        combine_stats(stats, smem, kEven, lane, warp);
+        sum.begin(stats);
+      }
+      this->wait_products();
+      if (pair == pairs) break;
+      this->release(1, kLeft);
+      if constexpr (Config::kOddPOverRope) this->release(1, kRight);
+      issue_next_scores();
+    }
+    sum.end(stats, rO);
+  }
+
   // Scores of block 2j are in flight on entry, values on return. Calls scores_done() when nobody reads Q for this pair
   // any more.
   template <class F>
@@ -73,7 +102,7 @@ struct EvenConsumer : Consumer<Config, Work> {
     float factor[2];
     if (stats.meet(rS, this->scale_log2, factor)) rescale(rO, factor);
     stats.exponentiate(rS, rP, this->scale_log2);
-    if constexpr (Config::kEvenPOverRope) cutlass::arch::NamedBarrier::arrive_and_wait(128, kEvenScores);
+    if constexpr (Config::kEvenPOverRope) cutlass::arch::NamedBarrier::arrive_and_wait(128, kWarpsMeet + kEven);
     store_rows(recast<uint32_t const>(rP), smem.even_p(), lane, warp);
     stats.publish(smem.reference[kEven], lane, warp);
     cutlass::arch::NamedBarrier::arrive(256, kEvenPReady);

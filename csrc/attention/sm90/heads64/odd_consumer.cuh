@@ -12,30 +12,52 @@ struct OddConsumer : Consumer<Config, Work> {
       Base::warp;
 
   __device__ __forceinline__ void run(Work work) {
+    if constexpr (Work::kTeam)
+      run_team(work.pairs());
+    else
+      run_tiles(work);
+  }
+
+ private:
+  __device__ __forceinline__ void run_tiles(Work& work) {
     for (; !work.done(); work.advance()) {
       auto const tile = work.tile();
       int const pairs = work.pairs();
       this->begin_tile();
       this->wait_q();
 #pragma unroll 1
-      for (int pair = 1; pair <= (Work::kTeam ? pairs - 1 : pairs); ++pair) {
-        add_pair();
+      for (int pair = 1; pair <= pairs; ++pair) {
+        add_pair(true);
         this->wait_products();
         if (pair < pairs) this->release(1, kRight);
       }
-      if constexpr (Work::kTeam) add_pair<true>();
       combine_stats(stats, smem, kOdd, lane, warp);
-      if constexpr (Work::kTeam) this->wait_products();
       write_tile<Work>(params, this->maps.out, tile, stats, rO, smem, kOdd, lane, warp);
-      if constexpr (Work::kTeam) return;
       this->release_staged(kRight);
     }
   }
 
- private:
-  // Values are in flight on return. kLast: of a team, whose key buffers are not filled again.
-  template <bool kLast = false>
-  __device__ __forceinline__ void add_pair() {
+  // A team's one tile.
+  __device__ __forceinline__ void run_team(int pairs) {
+    typename Work::Sum const sum(params, smem, kOdd, lane, warp);
+    this->begin_tile();
+    this->wait_q();
+#pragma unroll 1
+    for (int pair = 1;; ++pair) {
+      add_pair(pair < pairs);
+      if (pair == pairs) {
+        combine_stats(stats, smem, kOdd, lane, warp);
+        sum.begin(stats);
+      }
+      this->wait_products();
+      if (pair == pairs) break;
+      this->release(1, kRight);
+    }
+    sum.end(stats, rO);
+  }
+
+  // Values are in flight on return. more: whether the even key buffer is filled again.
+  __device__ __forceinline__ void add_pair(bool more) {
     this->wait_keys(1, kLeft);
     this->template issue_scores<kLeft>(1);
     uint64_t const valid = smem.valid[1];
@@ -51,21 +73,21 @@ struct OddConsumer : Consumer<Config, Work> {
     mask_scores(rS, valid, lane);
     bool const moved = stats.meet(rS, this->scale_log2, factor);
     stats.exponentiate(rS, rP, this->scale_log2);
-    if constexpr (Config::kKeysAreLate && !kLast) release_even_block();
+    if constexpr (Config::kKeysAreLate) release_even_block(more);
+    if constexpr (Config::kOddPOverRope) cutlass::arch::NamedBarrier::arrive_and_wait(128, kWarpsMeet + kOdd);
     store_rows(recast<uint32_t const>(rP), smem.odd_p(), lane, warp);
     stats.publish(smem.reference[kOdd], lane, warp);
     cutlass::arch::fence_view_async_shared();
-    if constexpr (!Config::kKeysAreLate) release_even_block();
+    if constexpr (!Config::kKeysAreLate) release_even_block(more);
     cutlass::arch::NamedBarrier::arrive(256, kOddPReady);
-    if constexpr (kLast) this->wait_products();
     if (moved) rescale(rO, factor);
     this->issue_own_values(1, kRight);
     phase ^= 1;
   }
 
-  __device__ __forceinline__ void release_even_block() {
+  __device__ __forceinline__ void release_even_block(bool more) {
     this->wait_products();
-    this->release(0, kRight);
+    if (more) this->release(0, kRight);
   }
 };
 
