@@ -16,7 +16,8 @@
 //   barrier    arrives                                             waits
 //   free       a producer warp of all CTAs, when their consumers   consumers, before they send outputs
 //              read Q no more
-//   told       bytes of all lse (one thread expects them)          consumers, before they send factors
+//   told       bytes of all lse (one thread expects them)          producers, before they send factors
+//   staged     a consumer's warp, when its exponents are known     the producer warp beside it, the same
 //   received   bytes of all outputs and factors; the CTA's own     consumers, producers, before they add up
 //              warps, when they have staged theirs
 //   cluster's  all threads, when the CTA's barriers are there      those that reach into others, before
@@ -101,6 +102,7 @@ using TeamMail = TeamMailOf<kFactorsFitQ<Config>>;
 
 struct TeamShared {
   Barrier free, told, received;
+  Barrier staged[2][4];  // of each consumer's warps
   // What TeamSum needs: over the products there are no registers for it.
   int rank, query, head, column_cta;
   int warps;  // of each consumer's four that have heads
@@ -125,6 +127,8 @@ struct TeamShared {
     free.init(p.team);
     told.init(1);
     received.init(1 + 2 * with_heads);
+    for (auto& of_consumer : staged)
+      for (Barrier& of_warp : of_consumer) of_warp.init(1);
     cutlass::arch::fence_barrier_init();
     told.arrive_and_expect_tx(p.team * with_heads * uint32_t(sizeof(TeamMailOf<true>::lse[0][0])));
     received.arrive_and_expect_tx((p.team - 1) * vectors * 32 * uint32_t(sizeof(uint4)) +
@@ -167,26 +171,24 @@ class TeamSum {
 
   // With this CTA's outputs.
   template <class TensorO>
-  __device__ __forceinline__ void end(heads64::RowStats const& stats, TensorO const& rO) const {
+  __device__ __forceinline__ void end(TensorO const& rO) const {
     // All warps of this consumer are done with its halves of the key buffers.
     cutlass::arch::NamedBarrier::arrive_and_wait(128, heads64::kWarpsMeet + me_);
     if (warp_ >= smem_.team.warps) return;
-    send(rO, [&](float (&factor)[2]) {
-      wait_for_remote(smem_.team.told, 0);
-      weigh(stats, factor);
-      send_factors(factor);
-    });
+    send(rO);
     finish(0);
   }
 
-  // A producer warp, in place of the consumer's.
+  // A producer warp, beside the consumer's.
   __device__ __forceinline__ void help() const {
     cluster_wait();
     if (me_ == 0 && warp_ == 0) {
       cutlass::arch::NamedBarrier::arrive_and_wait(128 + 32, heads64::kQIsFree);
       if (lane_ < p_.team) arrive_remotely(remote_address(&smem_.team.free, lane_));
     }
-    if (warp_ < smem_.team.warps) finish(1);
+    if (warp_ >= smem_.team.warps) return;
+    send_factors();
+    finish(1);
   }
 
  private:
@@ -211,11 +213,11 @@ class TeamSum {
                      remote_address(&smem_.team.told, to));
   }
 
-  // Multiplies `factor` by what this CTA's outputs of the thread's rows count for. The odd consumer of the first CTA
-  // writes the heads' lse.
-  __device__ __forceinline__ void weigh(heads64::RowStats const& stats, float (&factor)[2]) const {
+  // From all lse: `offset`, base 2, and `scale` of the thread's rows. An output relative to a softmax reference counts
+  // for scale * 2^(reference - offset). The odd consumer's helpers in the first CTA write the heads' lse.
+  __device__ __forceinline__ void weigh(float (&scale)[2], float (&offset)[2]) const {
     constexpr int kEach = kLargestTeam / 4;
-    float lse[kEach][2], top[2] = {negative_infinity(), negative_infinity()}, sum[2] = {0.f, 0.f}, reference[2];
+    float lse[kEach][2], top[2] = {negative_infinity(), negative_infinity()}, sum[2] = {0.f, 0.f};
     CUTE_UNROLL
     for (int i = 0; i < kEach; ++i) {
       int const from = i * 4 + lane_ % 4;
@@ -229,9 +231,9 @@ class TeamSum {
     over_quad(top, [](float a, float b) { return fmaxf(a, b); });
     CUTE_UNROLL
     for (int r = 0; r < 2; ++r) {
-      reference[r] = exponent_offset(top[r]);
+      offset[r] = exponent_offset(top[r]);
       CUTE_UNROLL
-      for (int i = 0; i < kEach; ++i) sum[r] += exp2_approx(lse[i][r] - reference[r]);
+      for (int i = 0; i < kEach; ++i) sum[r] += exp2_approx(lse[i][r] - offset[r]);
     }
     over_quad(sum, [](float a, float b) { return a + b; });
     int const head = smem_.team.head + row(0);
@@ -240,17 +242,16 @@ class TeamSum {
     for (int r = 0; r < 2; ++r) {
       bool const is_head = head + r * 8 < p_.h_q;
       float const sink = p_.attn_sink != nullptr && is_head ? p_.attn_sink[head + r * 8] : negative_infinity();
-      factor[r] *= exp2_approx(stats.reference[r] - reference[r]) * output_scale(sum[r], reference[r], sink);
+      scale[r] = output_scale(sum[r], offset[r], sink);
       if (writes_lse && is_head)
-        p_.lse[int64_t(smem_.team.query) * p_.h_q + head + r * 8] = natural_lse(sum[r], reference[r]);
+        p_.lse[int64_t(smem_.team.query) * p_.h_q + head + r * 8] = natural_lse(sum[r], offset[r]);
     }
   }
 
   // Once the team's CTAs need Q no more, and this consumer its halves of the key buffers: a tile after the other, so
-  // that the first is on its way early. When there is enough to keep the network busy the rows' factors are sent, by
-  // send_factors(of the tile lane % 4).
-  template <class TensorO, class SendFactors>
-  __device__ __forceinline__ void send(TensorO const& rO, SendFactors const& send_factors) const {
+  // that the first is on its way early.
+  template <class TensorO>
+  __device__ __forceinline__ void send(TensorO const& rO) const {
     Shares const shares = Columns::shares(p_);
     // A lane sends the vector of its number.
     int const share = p_.share.div(min(lane_, kVectors - 1)),
@@ -258,34 +259,22 @@ class TeamSum {
     bool const sends = lane_ < kVectors && to != rank();
     uint32_t const address = remote_address(inbox(shares, place(to)) + (lane_ - share * shares.each) * 32, to),
                    barrier = remote_address(&smem_.team.received, to);
-    float top[kTiles * 2], reduce[2] = {};
-    CUTE_UNROLL
-    for (int t = 0; t < kTiles; ++t) {
-      top[t * 2] = top[t * 2 + 1] = 0.f;
-      CUTE_UNROLL
-      for (int i = 0; i < kTileCols / 2; ++i) {
-        float& largest = top[t * 2 + heads64::fragment_row(i)];
-        largest = fmaxf(largest, fabsf(rO(t * kTileCols / 2 + i)));
-      }
-    }
-    over_quad(top, [](float a, float b) { return fmaxf(a, b); });
-    uint32_t exponents[2] = {};  // of each row a byte for each tile
-    CUTE_UNROLL
-    for (int i = 0; i < kTiles * 2; ++i) exponents[i % 2] |= half_exponent(top[i]) << i / 2 * 8;
-    CUTE_UNROLL
-    for (int r = 0; r < 2; ++r) reduce[r] = reducing_factor(exponents[r] >> lane_ % 4 * 8 & 0xff);
+    float scale[kTiles][2];
+    find_scales<0, 1>(rO, scale);
     wait_for_remote(smem_.team.free, 0);
     CUTE_UNROLL
     for (int t = 0; t < kTiles; ++t) {
-      if (t == kTiles / 2) send_factors(reduce);
-      float const scale[2] = {enlarging_factor(exponents[0] >> t * 8 & 0xff),
-                              enlarging_factor(exponents[1] >> t * 8 & 0xff)};
+      if (t == 1) {
+        find_scales<1, kTiles>(rO, scale);
+        __syncwarp();
+        if (lane_ == 0) smem_.team.staged[me_][warp_].arrive();
+      }
       CUTE_UNROLL
       for (int v = t * kTileVectors; v < (t + 1) * kTileVectors; ++v) {
         uint32_t packed[4];
         CUTE_UNROLL
         for (int i = 0; i < 4; ++i)
-          packed[i] = pack_half(rO(v * 8 + i * 2) * scale[i % 2], rO(v * 8 + i * 2 + 1) * scale[i % 2]);
+          packed[i] = pack_half(rO(v * 8 + i * 2) * scale[t][i % 2], rO(v * 8 + i * 2 + 1) * scale[t][i % 2]);
         outbox(v)[lane_] = make_uint4(packed[0], packed[1], packed[2], packed[3]);
       }
       cutlass::arch::fence_view_async_shared();
@@ -295,8 +284,36 @@ class TeamSum {
     if (lane_ == 0) smem_.team.received.arrive();
   }
 
+  // What rows of tiles [kBegin, kEnd) are multiplied by to become halves; the inverse goes to shared memory.
+  template <int kBegin, int kEnd, class TensorO>
+  __device__ __forceinline__ void find_scales(TensorO const& rO, float (&scale)[kTiles][2]) const {
+    float top[(kEnd - kBegin) * 2] = {};
+    CUTE_UNROLL
+    for (int i = 0; i < (kEnd - kBegin) * kTileCols / 2; ++i) {
+      float& largest = top[i / (kTileCols / 2) * 2 + heads64::fragment_row(i)];
+      largest = fmaxf(largest, fabsf(rO(kBegin * kTileCols / 2 + i)));
+    }
+    over_quad(top, [](float a, float b) { return fmaxf(a, b); });
+    CUTE_UNROLL
+    for (int t = kBegin; t < kEnd; ++t) {
+      uint32_t const exponent[2] = {half_exponent(top[(t - kBegin) * 2]), half_exponent(top[(t - kBegin) * 2 + 1])};
+      CUTE_UNROLL
+      for (int r = 0; r < 2; ++r) scale[t][r] = enlarging_factor(exponent[r]);
+      if (lane_ % 4 == 0) reduce(t) = make_float2(reducing_factor(exponent[0]), reducing_factor(exponent[1]));
+    }
+  }
+
   // To every CTA, of each tile of its share: four lanes have two rows and their neighbours each.
-  __device__ __forceinline__ void send_factors(float const (&mine)[2]) const {
+  __device__ __forceinline__ void send_factors() const {
+    float scale[2], offset[2];
+    wait_for_remote(smem_.team.told, 0);
+    weigh(scale, offset);
+    smem_.team.staged[me_][warp_].wait(0);
+    float const* const references = smem_.reference[heads64::kOdd];  // which the even consumer has adopted
+    float2 const its_reduce = reduce(lane_ % kTiles);
+    float const mine[2] = {its_reduce.x * scale[0] * exp2_approx(references[row(0)] - offset[0]),
+                           its_reduce.y * scale[1] * exp2_approx(references[row(1)] - offset[1])};  // of that tile
+
     Shares const shares = Columns::shares(p_);
     int const two = Columns::most_tiles(shares) - 1, quarter = lane_ % 4, tile = lane_ >> 2 & two,
               first = first_cta(p_.team, me_, warp_);
@@ -395,6 +412,11 @@ class TeamSum {
   }
   __device__ __forceinline__ uint4* inbox(Shares const& shares, int place) const {
     return reinterpret_cast<uint4*>(smem_.q) + ((place * 2 + me_) * 4 + warp_) * shares.each * 32;
+  }
+  // What rows r and r + 8 of a staged tile are to be multiplied by.
+  __device__ __forceinline__ float2& reduce(int tile) const {
+    auto* const half = reinterpret_cast<float2*>(smem_.k[1] + me_ * heads64::kHalfTiles * kTileElements);
+    return half[(warp_ * kTiles + tile) * 8 + lane_ / 4];
   }
   __device__ __forceinline__ float2* factors(int two, int place, int tile) const {
     TeamFactors* all;

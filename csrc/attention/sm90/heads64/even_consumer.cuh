@@ -89,7 +89,7 @@ struct EvenConsumer : Consumer<Config, Work> {
       if constexpr (Config::kOddPOverRope) this->release(1, kRight);
       issue_next_scores();
     }
-    sum.end(stats, rO);
+    sum.end(rO);
   }
 
   // Scores of block 2j are in flight on entry, values on return. Calls scores_done() when nobody reads Q for this pair

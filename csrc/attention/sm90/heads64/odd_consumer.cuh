@@ -53,7 +53,7 @@ struct OddConsumer : Consumer<Config, Work> {
       if (pair == pairs) break;
       this->release(1, kRight);
     }
-    sum.end(stats, rO);
+    sum.end(rO);
   }
 
   // Values are in flight on return. more: whether the even key buffer is filled again.
