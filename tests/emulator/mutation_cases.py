@@ -83,7 +83,7 @@ def _prefill_call(case: SparseMlaFwdCase) -> Call:
 def _decode() -> Iterator[MutationCase]:
     for format, cpp in (("v32", "KvV32"), ("v4", "KvV4"), ("bf16", "KvBf16")):
         for h_q in (64, 16, 8):
-            name = f"decode_heads64<{cpp},false,1>" if h_q == 64 else f"decode_few_heads<{cpp},{h_q},false>"
+            name = f"decode_heads64<{cpp}>" if h_q == 64 else f"decode_few_heads<{cpp},{h_q},false>"
             for more in ({"topk": 270, "batch": 3, **EXTRA}, {"topk": 65, "batch": 7 if h_q == 64 else 13}):
                 case = DecodeCase(h_q=h_q, format=format, slots=600, page_size=53, **more, **HOSTILE)
                 yield MutationCase("sparse_mla_decode", name, partial(_decode_call, case))
@@ -97,7 +97,7 @@ def _decode() -> Iterator[MutationCase]:
                 # full: the CTA with the last keys alone has a say.)
                 rising = {"values": "ramp", "indices": "ascending", "topk_length": None}
                 call = partial(_decode_call, DecodeCase(format=format, **sizes, **(HOSTILE | rising)))
-                yield MutationCase("sparse_mla_decode", f"decode_heads64<{cpp},true,{teams}>", call, ctas * teams)
+                yield MutationCase("sparse_mla_decode", f"decode_heads64_team<{cpp},{teams}>", call, ctas * teams)
         # Teams of few heads: of every size, with a key for each member; and with more than the buffers hold.
         for h_q in (16, 8):
             for ctas in (1, 2, 3, 4, 6, 8):

@@ -30,10 +30,10 @@ __device__ __forceinline__ void store_remotely(uint32_t address, uint4 v, uint32
 
 // An asynchronous copy of this CTA's memory, in multiples of 16 bytes. It must live until the other CTA has them.
 __device__ __forceinline__ void copy_remotely(uint32_t address, void const* from, uint32_t bytes, uint32_t barrier) {
-  asm volatile("cp.async.bulk.shared::cluster.shared::cta.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
-                   address),
-               "r"(cute::cast_smem_ptr_to_uint(from)), "r"(bytes), "r"(barrier)
-               : "memory");
+  asm volatile(
+      "cp.async.bulk.shared::cluster.shared::cta.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(address),
+      "r"(cute::cast_smem_ptr_to_uint(from)), "r"(bytes), "r"(barrier)
+      : "memory");
 }
 
 // The cluster's barrier (arch/any/cluster.cuh), to say only that the thread has come: no fence.

@@ -74,6 +74,8 @@ __global__ void __launch_bounds__(kDecodeThreads, 1)
   extern __shared__ __align__(1024) uint8_t raw[];
   using Shared = SharedStorage<Format, kHeads>;
   auto& smem = *reinterpret_cast<Shared*>(raw);
+  // (heads64.cuh: a warp waits for the kernel before from the beginning.)
+  if (kTeam && threadIdx.x / 32 == 2) wait_for_grid_before();
   if (threadIdx.x / 32 == 1) {
     if (threadIdx.x == 32) Config::init_barriers(smem);
     if constexpr (kTeam) {
@@ -84,8 +86,18 @@ __global__ void __launch_bounds__(kDecodeThreads, 1)
   }
   if constexpr (kTeam) {
     cluster_arrive_relaxed();  // consumers wait for the others, before they first reach into their memory
-    look_up_after_grid_before([&] { return TeamPiece::of(params, threadIdx.x / 16); }, smem.pieces, 16,
-                              TeamPiece::has_lengths(params));
+    auto const look_up = [&] {
+      if (threadIdx.x < 32) {
+        TeamPiece const piece = TeamPiece::of(params, threadIdx.x / 16);
+        if (threadIdx.x % 16 == 0) smem.pieces[threadIdx.x / 16] = piece;
+      }
+    };
+#pragma unroll 1
+    for (bool again = false;; again = true) {  // lengths are those of before, as yet
+      look_up();
+      __syncthreads();
+      if (again || !TeamPiece::has_lengths(params)) break;
+    }
   } else {
     look_up_after_grid_before([&] { return DecodeWork::range(params, DecodeWork::part_of(threadIdx.x / 16)); },
                               smem.ranges, 16, params.plan != nullptr);

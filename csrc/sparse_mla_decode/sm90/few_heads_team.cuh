@@ -18,6 +18,8 @@
 //   received   8 warps of the CTA's own consumers, when they have sent;   consumers, before they add up
 //              bytes from the others (one thread expects them from the
 //              start)
+//   cluster's  all threads, when the CTA's barriers are there             consumers, before they reach into others;
+//                                                                         producers at their end, as they must
 #pragma once
 
 #include "arch/any/cluster.cuh"

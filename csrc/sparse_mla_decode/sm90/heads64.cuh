@@ -5,9 +5,9 @@
 // requests), in which their warps spend a quarter of the time between blocks, a fifth each on halves of blocks that
 // come back late and on registers of stores that are queued behind what Q K^T reads, a twelfth on codes
 // (docs/design-notes.md has the figures). Small batches are bound by the latency of one pass: one request of 2048 keys
-// and 128 heads takes 12.7 us, of which 1.5 pass until a CTA knows that the kernel before has ended, 3 until its first
-// keys are there, 2 until it has all, 2 in the last ones' scores, softmax and values, 2.5 until the team's outputs have
-// come, 1 until they are added up.
+// and 128 heads takes 10.8 us, of which 1.3 pass until a CTA knows that the kernel before has ended, 2.9 until its
+// first keys are there, 2.1 until it has all, 1.6 in the last ones' scores, softmax and values, 2.5 until the team's
+// outputs have come, 0.4 until they are added up.
 //
 // A CTA has a part of the plan's line, or, where there are few queries for the device, a share of one query's keys in a
 // team (team.cuh).
@@ -98,56 +98,84 @@ struct Sink {
   __device__ __forceinline__ uint32_t buffer() const { return block % 2; }
 };
 
-template <class Format, bool kTeam, int kColumnCtas>
+// A CTA with a part of the line.
+template <class Format>
 __global__ void __launch_bounds__(kDecodeThreads, 1)
     sparse_mla_decode_heads64(__grid_constant__ DecodeParams const params, __grid_constant__ TensorMaps const maps) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
-  using Config = Config<Format, kTeam, kColumnCtas>;
-  using Shared = SharedStorage<Format, kTeam, kColumnCtas>;
+  using Config = Config<Format, false, 1>;
   extern __shared__ __align__(1024) uint8_t raw[];
-  auto& smem = *reinterpret_cast<Shared*>(raw);
-  using Work = std::conditional_t<kTeam, TeamWork<Config, Shared>, DecodeWork>;
-  if (threadIdx.x / 32 == 1) {
-    if (threadIdx.x == 32) Config::init_barriers(smem);
-    if constexpr (kTeam) smem.team.template init<Config>(params);
-  }
-  std::conditional_t<kTeam, TeamShare, DecodeRange> share;
-  if constexpr (kTeam) {
-    cluster_arrive_relaxed();  // consumers wait for the others, before they first reach into their memory
-    share = Work::share_after_grid_before(params);
-  } else {
-    look_up_after_grid_before([&] { return Work::range_of_cta(params); }, smem.range, 32, params.plan != nullptr);
-    share = smem.range[0];
-  }
+  auto& smem = *reinterpret_cast<SharedStorage<Format, false, 1>*>(raw);
+  if (threadIdx.x == 32) Config::init_barriers(smem);
+  look_up_after_grid_before([&] { return DecodeWork::range_of_cta(params); }, smem.range, 32, params.plan != nullptr);
+  DecodeRange const range = smem.range[0];
 
   launch_dependent_grids();  // not earlier: combine.cu looks at the plan as soon as it starts
 
   int const warpgroup = __shfl_sync(~0u, threadIdx.x / 128, 0);
   if (warpgroup == 0) {
-    cutlass::arch::warpgroup_reg_alloc<kConsumerRegisters<kColumnCtas>>();
-    heads64::EvenConsumer<Config, Work>(params, maps, smem).run(Work(params, share));
+    cutlass::arch::warpgroup_reg_alloc<kConsumerRegisters<1>>();
+    heads64::EvenConsumer<Config, DecodeWork>(params, maps, smem).run(DecodeWork(params, range));
   } else if (warpgroup == 1) {
+    cutlass::arch::warpgroup_reg_alloc<kConsumerRegisters<1>>();
+    heads64::OddConsumer<Config, DecodeWork>(params, maps, smem).run(DecodeWork(params, range));
+  } else {
+    cutlass::arch::warpgroup_reg_dealloc<kProducerRegisters<1>>();
+    using Sink = Sink<Config, kAheadTiles<1>, kLateTiles<false, 1>>;
+    DecodeProducer<Format, LineWalk<1>, Sink>(params, {smem.range, smem.walks}, Sink(smem)).run();
+  }
+#endif
+}
+
+// A CTA of a team. A call takes some 20000 cycles, so what can be done before the kernel before has ended is done then.
+// One warp waits for that end from the beginning, and all others wait for this warp: to learn of it takes some 2000
+// cycles, even where it is long over.
+template <class Format, int kColumnCtas>
+__global__ void __launch_bounds__(kDecodeThreads, 1)
+    sparse_mla_decode_heads64_team(__grid_constant__ DecodeParams const params,
+                                   __grid_constant__ TensorMaps const maps) {
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+  using Config = Config<Format, true, kColumnCtas>;
+  using Shared = SharedStorage<Format, true, kColumnCtas>;
+  using Work = TeamWork<Config, Shared>;
+  extern __shared__ __align__(1024) uint8_t raw[];
+  auto& smem = *reinterpret_cast<Shared*>(raw);
+  int const warp = threadIdx.x / 32, warpgroup = __shfl_sync(~0u, threadIdx.x / 128, 0);
+  constexpr int kWaitingWarp = 2;
+  if (warp == kWaitingWarp) wait_for_grid_before();
+  if (warp == 1) {
+    if (threadIdx.x == 32) Config::init_barriers(smem);
+    smem.team.template init<Config>(params);
+  }
+  cluster_arrive_relaxed();  // consumers wait for the others, before they first reach into their memory
+  TeamShare share = Work::share(params);
+  auto const meet = [&] {
+    __syncthreads();
+    launch_dependent_grids();
+    if (Work::has_lengths(params)) Work::read_lengths(params, share);
+  };
+  if (warpgroup < 2) {
     cutlass::arch::warpgroup_reg_alloc<kConsumerRegisters<kColumnCtas>>();
-    heads64::OddConsumer<Config, Work>(params, maps, smem).run(Work(params, share));
+    meet();
+    if (warpgroup == 0)
+      heads64::EvenConsumer<Config, Work>(params, maps, smem).run(Work(params, share));
+    else
+      heads64::OddConsumer<Config, Work>(params, maps, smem).run(Work(params, share));
   } else {
     cutlass::arch::warpgroup_reg_dealloc<kProducerRegisters<kColumnCtas>>();
-    using Sink = Sink<Config, kAheadTiles<kColumnCtas>, kLateTiles<kTeam, kColumnCtas>>;
-    if constexpr (kTeam)
-    {
-      DecodeProducer<Format, TeamWalk, Sink> producer(params, {share, smem.team_keys}, Sink(smem));
-      producer.run();
-      Lane const& self = producer.self;
-      typename Work::Sum(params, smem, self.warp() / 4, self.lane(), self.warp() % 4).help();
-    }
-    else
-      DecodeProducer<Format, LineWalk<1>, Sink>(params, {smem.range, smem.walks}, Sink(smem)).run();
+    using Sink = Sink<Config, kAheadTiles<kColumnCtas>, kLateTiles<true, kColumnCtas>>;
+    meet();
+    DecodeProducer<Format, TeamWalk, Sink> producer(params, {share, smem.team_keys}, Sink(smem));
+    producer.run();
+    Lane const& self = producer.self;
+    typename Work::Sum(params, smem, self.warp() / 4, self.lane(), self.warp() % 4).help();
   }
 #endif
 }
 
 template <class Format>
 auto* team_kernel(int column_ctas) {
-  return column_ctas == 1 ? sparse_mla_decode_heads64<Format, true, 1> : sparse_mla_decode_heads64<Format, true, 2>;
+  return column_ctas == 1 ? sparse_mla_decode_heads64_team<Format, 1> : sparse_mla_decode_heads64_team<Format, 2>;
 }
 
 template <class Format>
@@ -193,7 +221,7 @@ template <class Format>
 cudaError_t launch(SparseMlaDecodeParams const& p, cudaStream_t stream) {
   Team const team = team_for<Format>(p);
   if (team) return launch_team<Format>(p, team, stream);
-  return launch_decode(sparse_mla_decode_heads64<Format, false, 1>, kSharedBytes<Format, false, 1>, heads64::kBlockH,
+  return launch_decode(sparse_mla_decode_heads64<Format>, kSharedBytes<Format, false, 1>, heads64::kBlockH,
                        heads64::kBlockH / 4, p, shape_of(p), team, stream);
 }
 

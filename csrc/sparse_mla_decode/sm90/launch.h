@@ -84,8 +84,16 @@ cudaError_t launch_decode(Kernel* kernel, int shared_bytes, int tile_heads, int 
   int const members = shape.few_heads() ? 2 * cluster : cluster,
             vectors = shape.few_heads() ? tile_heads : 16 / team.column_ctas,
             share_vectors = (vectors + members - 1) / members;
-  DecodeParams const params{p,       shape,   shape.parts(sms),     cluster, team.column_ctas, {pages(0), pages(1)},
-                            cluster, shape.head_blocks(), std::max(p.s_q, 1), share_vectors};
+  DecodeParams const params{p,
+                            shape,
+                            shape.parts(sms),
+                            cluster,
+                            team.column_ctas,
+                            {pages(0), pages(1)},
+                            cluster,
+                            shape.head_blocks(),
+                            std::max(p.s_q, 1),
+                            share_vectors};
   TensorMaps maps;
   if (cudaError_t e = encode_maps(maps, p, tile_heads, out_heads)) return e;
   if (cudaError_t e = allow(kernel, shared_bytes, cluster)) return e;

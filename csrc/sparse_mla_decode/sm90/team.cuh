@@ -3,9 +3,9 @@
 // H200 holds 66 of two, 30 of four, 15 of eight, 7 of sixteen). Where there is room two teams have half of the value
 // columns each, and all scores: half of the values to multiply, and half as much to send.
 //
-// Outputs travel as soon as they are there, in equal shares of every warp's columns, to the CTA that finishes them; what
-// they count for follows: a CTA tells all others the lse of its keys beside its last products, and knows from all of
-// these what its outputs are multiplied by. Who finishes adds up what comes in a fixed order: the same bits on every
+// Outputs travel as soon as they are there, in equal shares of every warp's columns, to the CTA that finishes them;
+// what they count for follows: a CTA tells all others the lse of its keys beside its last products, and knows from all
+// of these what its outputs are multiplied by. Who finishes adds up what comes in a fixed order: the same bits on every
 // launch. The network between the CTAs gives an SM some 15 bytes a cycle, and time is what these calls are about, so
 // outputs are halves, eight times as fine as the bf16 of the result, with an exponent for each row of each tile of 64
 // columns: so far FP8 keys have scales of their own. (Of a bf16 cache, what is 2^33 times smaller than another column
@@ -21,20 +21,16 @@
 //   received   bytes of all outputs and factors; the CTA's own     consumers, producers, before they add up
 //              warps, when they have staged theirs
 //   cluster's  all threads, when the CTA's barriers are there      those that reach into others, before
-//   the same   those that add up, when they have received          the same, before they end: what this CTA has sent
-//                                                                  has been read
+//   the same   producers, when they have received (consumers, at   producers, before they end: what this CTA has sent
+//              the latest when they end)                           has been read
 #pragma once
 
 #include <cuda_fp16.h>
 
-#include <algorithm>
-
 #include "arch/any/cluster.cuh"
 #include "arch/sm90/remote.cuh"
-#include "attention/sm90/heads64/config.h"
 #include "attention/sm90/heads64/softmax.cuh"
-#include "team_shares.cuh"
-#include "work.cuh"
+#include "team_shared.cuh"
 
 namespace dsa::sm90 {
 
@@ -45,97 +41,9 @@ __device__ __forceinline__ uint32_t pack_half(float lo, float hi) {
 
 // Halves of a row's tile whose largest magnitude is `top` are below 2^15: they are enlarged by 2^(141 - exponent). (At
 // least 20: below 2^-107 they become smaller, and 0 in the end.)
-__device__ __forceinline__ uint32_t half_exponent(float top) {
-  return min(max(__float_as_uint(top) >> 23, 20u), 254u);
-}
-__device__ __forceinline__ float enlarging_factor(uint32_t exponent) {
-  return __uint_as_float((268 - exponent) << 23);
-}
+__device__ __forceinline__ uint32_t half_exponent(float top) { return min(max(__float_as_uint(top) >> 23, 20u), 254u); }
+__device__ __forceinline__ float enlarging_factor(uint32_t exponent) { return __uint_as_float((268 - exponent) << 23); }
 __device__ __forceinline__ float reducing_factor(uint32_t exponent) { return __uint_as_float((exponent - 14) << 23); }
-
-// Of a consumer's outputs: a thread has so many vectors of eight halves, of rows r and r + 8 and a quad's 16 columns.
-template <class Config>
-struct TeamColumns {
-  static constexpr int kVectors = heads64::kBlockH * Config::kOwnV / (128 * 8), kTiles = Config::kOwnV / kTileCols;
-  static constexpr int kTileVectors = kVectors / kTiles;
-  using Shares = TeamShares<kVectors>;
-
-  // In equal shares for the team.
-  static __device__ __forceinline__ Shares shares(DecodeParams const& p) {
-    return {p.team, p.share.divisor};
-  }
-  // Tiles that a share may be of.
-  static __device__ __forceinline__ int most_tiles(Shares const& shares) {
-    return shares.each == 1 || shares.each == 2 || shares.each == kTileVectors ? 1 : 2;
-  }
-  static __device__ __forceinline__ int first_tile(Shares const& shares, int share) {
-    return min(share * shares.each / kTileVectors, kTiles - 1);
-  }
-};
-
-// The CTA that finishes a warp's first share: if all warps sent to the same one at the same time it would take twice as
-// long.
-__device__ __forceinline__ int first_cta(int team, int consumer, int warp) { return (consumer * 4 + warp) * team / 8; }
-
-// Parts of an output that a CTA receives, and what they are multiplied by: by place (TeamSum::place), both consumers, and
-// their warps. Rows r and r + 8 of a warp's 16 lie side by side.
-struct TeamFactors {
-  float2 of[kLargestTeam][2][4][8];  // of each place and tile of its share
-};
-// Bytes of parts at most (team.cuh: shares; the own one is not sent).
-constexpr int kPartBytes = std::max({15 * 1, 7 * 2, 5 * 3, 3 * 4, 2 * 6, 1 * 8}) * 8 * 32 * 16;
-
-// What comes from the team while keys are still multiplied.
-template <bool kFactorsFitQ>
-struct TeamMailOf {
-  float2 lse[kLargestTeam][4][8];  // of each rank and warp, in base 2
-};
-template <>
-struct TeamMailOf<false> {
-  float2 lse[kLargestTeam][4][8];
-  TeamFactors factors;
-};
-template <class Config>
-constexpr bool kFactorsFitQ = kPartBytes + sizeof(TeamFactors) <= Config::kQBytes;
-template <class Config>
-using TeamMail = TeamMailOf<kFactorsFitQ<Config>>;
-
-struct TeamShared {
-  Barrier free, told, received;
-  Barrier staged[2][4];  // of each consumer's warps
-  // What TeamSum needs: over the products there are no registers for it.
-  int rank, query, head, column_cta;
-  int warps;  // of each consumer's four that have heads
-
-  // By one warp, before any other touches them.
-  template <class Config>
-  __device__ __forceinline__ void init(DecodeParams const& p) {
-    using Columns = TeamColumns<Config>;
-    auto const shares = Columns::shares(p);
-    auto const place = p.place();
-    int const lane = threadIdx.x % 32, with_heads = min((p.h_q - place.head + 15) / 16, 4);
-    int vectors = 0;  // that come for a warp of this CTA's, from each of the others
-    if (lane < 8 && lane % 4 < with_heads)
-      vectors = shares.count(shares.share_of(int(cluster_rank()), first_cta(p.team, lane / 4, lane % 4)));
-    vectors = __reduce_add_sync(~0u, vectors);
-    if (lane != 0) return;
-    rank = int(cluster_rank());
-    query = place.part;
-    head = place.head;
-    column_cta = place.column_cta;
-    warps = with_heads;
-    free.init(p.team);
-    told.init(1);
-    received.init(1 + 2 * with_heads);
-    for (auto& of_consumer : staged)
-      for (Barrier& of_warp : of_consumer) of_warp.init(1);
-    cutlass::arch::fence_barrier_init();
-    told.arrive_and_expect_tx(p.team * with_heads * uint32_t(sizeof(TeamMailOf<true>::lse[0][0])));
-    received.arrive_and_expect_tx((p.team - 1) * vectors * 32 * uint32_t(sizeof(uint4)) +
-                                  p.team * Columns::most_tiles(shares) * 2 * with_heads *
-                                      uint32_t(sizeof(TeamFactors::of[0][0][0])));
-  }
-};
 
 // Lane l of a quad gets the l-th word of all four.
 __device__ __forceinline__ void transpose_in_quad(uint32_t (&words)[4], int lane) {
@@ -153,9 +61,9 @@ __device__ __forceinline__ void transpose_in_quad(uint32_t (&words)[4], int lane
   }
 }
 
-// One thread of a consumer: rows r and r + 8 of its warp's 16, two columns of every eight. (Everything here is executed
-// once, in a call of some 20000 cycles: what is independent is written side by side, what can be done while something
-// is on its way is done there, and nothing is divided.)
+// One thread of a consumer, or of a producer warp that does a consumer warp's work: rows r and r + 8 of its warp's 16,
+// two columns of every eight. (Everything here is executed once, in a call of some 20000 cycles: what is independent is
+// written side by side, what can be done while something is on its way is done there, and nothing is divided.)
 template <class Config, class Shared>
 class TeamSum {
  public:
@@ -189,6 +97,8 @@ class TeamSum {
     if (warp_ >= smem_.team.warps) return;
     send_factors();
     finish(1);
+    cluster_arrive_relaxed();
+    cluster_wait();
   }
 
  private:
@@ -199,15 +109,15 @@ class TeamSum {
 
   // Each consumer tells half of the team, a CTA by four lanes.
   __device__ __forceinline__ void tell(heads64::RowStats const& stats) const {
-    float lse[2], four[4];
+    float own[2], four[4];
     CUTE_UNROLL
     for (int r = 0; r < 2; ++r)
-      lse[r] = stats.sum[r] == 0.f ? negative_infinity() : log2_approx(stats.sum[r]) + stats.reference[r];
+      own[r] = stats.sum[r] == 0.f ? negative_infinity() : log2_approx(stats.sum[r]) + stats.reference[r];
     CUTE_UNROLL
-    for (int i = 0; i < 4; ++i) four[i] = __shfl_sync(~0u, lse[i % 2], lane_ % 4 * 8 + i / 2 * 4);
+    for (int i = 0; i < 4; ++i) four[i] = __shfl_sync(~0u, own[i % 2], lane_ % 4 * 8 + i / 2 * 4);
     int const to = me_ * (kLargestTeam / 2) + lane_ / 4;
     if (to < p_.team)
-      store_remotely(remote_address(&smem_.mail.lse[rank()][warp_][lane_ % 4 * 2], to),
+      store_remotely(remote_address(lse(rank()) + lane_ % 4 * 2, to),
                      make_uint4(__float_as_uint(four[0]), __float_as_uint(four[1]), __float_as_uint(four[2]),
                                 __float_as_uint(four[3])),
                      remote_address(&smem_.team.told, to));
@@ -217,23 +127,22 @@ class TeamSum {
   // for scale * 2^(reference - offset). The odd consumer's helpers in the first CTA write the heads' lse.
   __device__ __forceinline__ void weigh(float (&scale)[2], float (&offset)[2]) const {
     constexpr int kEach = kLargestTeam / 4;
-    float lse[kEach][2], top[2] = {negative_infinity(), negative_infinity()}, sum[2] = {0.f, 0.f};
+    float all[kEach][2], top[2] = {negative_infinity(), negative_infinity()}, sum[2] = {0.f, 0.f};
     CUTE_UNROLL
     for (int i = 0; i < kEach; ++i) {
       int const from = i * 4 + lane_ % 4;
-      float2 const rows = from < p_.team ? smem_.mail.lse[from][warp_][lane_ / 4]
-                                         : make_float2(negative_infinity(), negative_infinity());
-      lse[i][0] = rows.x;
-      lse[i][1] = rows.y;
+      float2 const rows = from < p_.team ? lse(from)[lane_ / 4] : make_float2(negative_infinity(), negative_infinity());
+      all[i][0] = rows.x;
+      all[i][1] = rows.y;
       CUTE_UNROLL
-      for (int r = 0; r < 2; ++r) top[r] = fmaxf(top[r], lse[i][r]);
+      for (int r = 0; r < 2; ++r) top[r] = fmaxf(top[r], all[i][r]);
     }
     over_quad(top, [](float a, float b) { return fmaxf(a, b); });
     CUTE_UNROLL
     for (int r = 0; r < 2; ++r) {
       offset[r] = exponent_offset(top[r]);
       CUTE_UNROLL
-      for (int i = 0; i < kEach; ++i) sum[r] += exp2_approx(lse[i][r] - offset[r]);
+      for (int i = 0; i < kEach; ++i) sum[r] += exp2_approx(all[i][r] - offset[r]);
     }
     over_quad(sum, [](float a, float b) { return a + b; });
     int const head = smem_.team.head + row(0);
@@ -346,7 +255,6 @@ class TeamSum {
                       head * p_.out_stride_head + me_ * heads64::kHalfV + smem_.team.column_cta * Config::kOwnV +
                       lane_ % 4 / 2 * 8;
     wait_for_remote(smem_.team.received, 0);
-    cluster_arrive_relaxed();
     int const others = p_.team - 1;
     for (int v = begin; v < count; v += 2) {
       int const tile = (first + v) / kTileVectors - first_tile;
@@ -355,7 +263,8 @@ class TeamSum {
       // Several at once, from a place on.
       auto const* from = inbox(shares, 0) + v * 32 + lane_;
       auto const* factor = factors(two, 0, tile) + lane_ / 4;
-      int const step = int(inbox(shares, 1) - inbox(shares, 0)), factor_step = int(factors(two, 1, 0) - factors(two, 0, 0));
+      int const step = int(inbox(shares, 1) - inbox(shares, 0)),
+                factor_step = int(factors(two, 1, 0) - factors(two, 0, 0));
       auto const add_next = [&](auto count) {
         constexpr int kCount = decltype(count)::value;
         uint4 halves[kCount];
@@ -384,7 +293,6 @@ class TeamSum {
       if (head < p_.h_q)
         *reinterpret_cast<uint4*>(out + (first + v) * 16) = make_uint4(words[0], words[1], words[2], words[3]);
     }
-    cluster_wait();
   }
 
   __device__ __forceinline__ int rank() const { return smem_.team.rank; }
@@ -417,6 +325,12 @@ class TeamSum {
   __device__ __forceinline__ float2& reduce(int tile) const {
     auto* const half = reinterpret_cast<float2*>(smem_.k[1] + me_ * heads64::kHalfTiles * kTileElements);
     return half[(warp_ * kTiles + tile) * 8 + lane_ / 4];
+  }
+  __device__ __forceinline__ float2* lse(int rank) const {
+    if constexpr (kFactorsFitQ<Config>)
+      return smem_.mail.of[rank][warp_];
+    else
+      return smem_.mail.lse.of[rank][warp_];
   }
   __device__ __forceinline__ float2* factors(int two, int place, int tile) const {
     TeamFactors* all;

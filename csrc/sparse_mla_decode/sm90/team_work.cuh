@@ -24,13 +24,9 @@ class TeamWork {
 
   __device__ __forceinline__ TeamWork(Params const&, TeamShare const& share) : share_(share) {}
 
-  // Meets all threads of the CTA. All but lengths is worked out before the kernel before has ended, and with full
-  // lengths, too, so that the code is there when they can be read. One warp waits for that end, from the beginning: it
-  // takes some 2000 cycles to learn of it, even if it is long over.
-  static __device__ __forceinline__ TeamShare share_after_grid_before(Params const& p) {
-    if (threadIdx.x / 32 == kWaitingWarp) wait_for_grid_before();
+  // What a CTA knows before the kernel before has ended: what it works on if no query has a length.
+  static __device__ __forceinline__ TeamShare share(Params const& p) {
     auto const [query, head, column_cta] = p.place();
-    bool const full = p.keys[0].length == nullptr && p.keys[1].length == nullptr;
     TeamShare s;
     s.head = head;
     p.tokens(s.batch, s.token, query);
@@ -39,15 +35,17 @@ class TeamWork {
       s.length[i] = p.keys[i].topk;
       s.idx[i] = p.keys[i].idx + (s.batch * p.keys[i].idx_stride_batch + s.token * p.keys[i].idx_stride_token);
     }
-#pragma unroll 1
-    for (bool before = true;; before = false) {
-      s.pairs = p.teams.div(p.shape.units(s.length[0], s.length[1]) + p.team - 1);
-      s.first_block = int(cluster_rank()) * s.pairs * 2;
-      if (before) __syncthreads();
-      if (!before || full) return s;
-      CUTE_UNROLL
-      for (int i = 0; i < 2; ++i) s.length[i] = Params::length(p.keys[i], s.batch, s.token);
-    }
+    cut(p, s);
+    return s;
+  }
+  static __device__ __forceinline__ bool has_lengths(Params const& p) {
+    return p.keys[0].length != nullptr || p.keys[1].length != nullptr;
+  }
+  // And after that end, if one has.
+  static __device__ __forceinline__ void read_lengths(Params const& p, TeamShare& s) {
+    CUTE_UNROLL
+    for (int i = 0; i < 2; ++i) s.length[i] = Params::length(p.keys[i], s.batch, s.token);
+    cut(p, s);
   }
 
   __device__ __forceinline__ bool done() const { return done_; }
@@ -56,7 +54,10 @@ class TeamWork {
   __device__ __forceinline__ int pairs() const { return share_.pairs; }
 
  private:
-  static constexpr int kWaitingWarp = 2;
+  static __device__ __forceinline__ void cut(Params const& p, TeamShare& s) {
+    s.pairs = p.teams.div(p.shape.units(s.length[0], s.length[1]) + p.team - 1);
+    s.first_block = int(cluster_rank()) * s.pairs * 2;
+  }
 
   TeamShare const share_;
   bool done_ = false;
@@ -71,7 +72,8 @@ class TeamWalk {
     run_ = {share.idx[0] + begin * kBlockK, share.length[0] - begin * kBlockK, max(first_end - begin, 0), 0};
     int const from = max(begin - first_blocks, 0);  // in the second cache
     if (threadIdx.x % 32 == 0)
-      second[threadIdx.x / 32 % kProducerWarps] = {share.idx[1] + from * kBlockK, share.length[1] - from * kBlockK, end - max(begin, first_blocks), 1};
+      second_[threadIdx.x / 32 % kProducerWarps] = {share.idx[1] + from * kBlockK, share.length[1] - from * kBlockK,
+                                                    end - max(begin, first_blocks), 1};
     __syncwarp();
   }
 

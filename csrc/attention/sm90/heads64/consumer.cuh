@@ -19,7 +19,8 @@
 //   output_scale, write_stats         what a head's outputs are multiplied by; lse
 //   is_whole, partial                 whether a tile is all of its query, or where its part goes
 //   kTeam                             whether it has one tile, a part of which other CTAs have
-//   Sum(params, smem, consumer, lane, warp)    then adds up theirs and writes it: begin(stats), once the sums are known,
+//   Sum(params, smem, consumer, lane, warp)    then adds up theirs and writes it: begin(stats), once the sums are
+//   known,
 //                                     beside the last products; end(O)
 #pragma once
 

@@ -41,14 +41,14 @@ struct EvenConsumer : Consumer<Config, Work> {
       if (another_tile && this->thread == 0) this->prefetch_q(work.tile());
 #pragma unroll 1
       for (int pair = 1; pair < pairs; ++pair) {
-        add_pair([] {});
+        add_pair(false, [] {});
         // The next scores do not queue up behind this: wgmma blocks its issuer once a few are queued, and the values'
         // buffer would go back late.
         this->wait_products();
         this->release(1, kLeft);
         issue_next_scores();
       }
-      add_pair([&] {
+      add_pair(false, [&] {
         if (another_tile && this->thread == 0) this->load_q(work.tile());
       });
       this->wait_products();
@@ -75,7 +75,7 @@ struct EvenConsumer : Consumer<Config, Work> {
     this->begin_tile();
 #pragma unroll 1
     for (int pair = 1;; ++pair) {
-      add_pair([&] {
+      add_pair(pair == 1, [&] {
         if (pair == pairs) cutlass::arch::NamedBarrier::arrive(128 + 32, kQIsFree);
       });
       // (Beside the products, and for that in the loop: behind it ptxas would serialise them.)
@@ -92,15 +92,15 @@ struct EvenConsumer : Consumer<Config, Work> {
     sum.end(rO);
   }
 
-  // Scores of block 2j are in flight on entry, values on return. Calls scores_done() when nobody reads Q for this pair
-  // any more.
+  // Scores of block 2j are in flight on entry, values on return. o_is_zero: so that it need not be rescaled (of one
+  // pair of a few it counts). Calls scores_done() when nobody reads Q for this pair any more.
   template <class F>
-  __device__ __forceinline__ void add_pair(F const& scores_done) {
+  __device__ __forceinline__ void add_pair(bool o_is_zero, F const& scores_done) {
     uint64_t const valid = smem.valid[0];  // read early: it queues behind the gather's copies
     this->wait_products();
     mask_scores(rS, valid, lane);
     float factor[2];
-    if (stats.meet(rS, this->scale_log2, factor)) rescale(rO, factor);
+    if (stats.meet(rS, this->scale_log2, factor) && !o_is_zero) rescale(rO, factor);
     stats.exponentiate(rS, rP, this->scale_log2);
     if constexpr (Config::kEvenPOverRope) cutlass::arch::NamedBarrier::arrive_and_wait(128, kWarpsMeet + kEven);
     store_rows(recast<uint32_t const>(rP), smem.even_p(), lane, warp);

@@ -27,7 +27,7 @@ struct OddConsumer : Consumer<Config, Work> {
       this->wait_q();
 #pragma unroll 1
       for (int pair = 1; pair <= pairs; ++pair) {
-        add_pair(true);
+        add_pair(false, true);
         this->wait_products();
         if (pair < pairs) this->release(1, kRight);
       }
@@ -44,7 +44,7 @@ struct OddConsumer : Consumer<Config, Work> {
     this->wait_q();
 #pragma unroll 1
     for (int pair = 1;; ++pair) {
-      add_pair(pair < pairs);
+      add_pair(pair == 1, pair < pairs);
       if (pair == pairs) {
         combine_stats(stats, smem, kOdd, lane, warp);
         sum.begin(stats);
@@ -56,8 +56,9 @@ struct OddConsumer : Consumer<Config, Work> {
     sum.end(rO);
   }
 
-  // Values are in flight on return. more: whether the even key buffer is filled again.
-  __device__ __forceinline__ void add_pair(bool more) {
+  // Values are in flight on return. o_is_zero: as of the even consumer; more: whether the even key buffer is filled
+  // again.
+  __device__ __forceinline__ void add_pair(bool o_is_zero, bool more) {
     this->wait_keys(1, kLeft);
     this->template issue_scores<kLeft>(1);
     uint64_t const valid = smem.valid[1];
@@ -68,7 +69,7 @@ struct OddConsumer : Consumer<Config, Work> {
     this->wait_products();
 
     float factor[2];
-    if (stats.adopt(smem.reference[kEven], factor, lane, warp)) rescale(rO, factor);
+    if (stats.adopt(smem.reference[kEven], factor, lane, warp) && !o_is_zero) rescale(rO, factor);
     this->issue_other_values(smem.even_p(), 0, kRight);
     mask_scores(rS, valid, lane);
     bool const moved = stats.meet(rS, this->scale_log2, factor);

@@ -1,0 +1,95 @@
+// Who finishes what of a team's output (team.cuh), and what its CTAs keep in shared memory for each other.
+#pragma once
+
+#include <algorithm>
+#include <type_traits>
+
+#include "arch/any/cluster.cuh"
+#include "attention/sm90/heads64/config.h"
+#include "team_shares.cuh"
+#include "work.cuh"
+
+namespace dsa::sm90 {
+
+// Of a consumer's outputs: a thread has so many vectors of eight halves, of rows r and r + 8 and a quad's 16 columns.
+template <class Config>
+struct TeamColumns {
+  static constexpr int kVectors = heads64::kBlockH * Config::kOwnV / (128 * 8), kTiles = Config::kOwnV / kTileCols;
+  static constexpr int kTileVectors = kVectors / kTiles;
+  using Shares = TeamShares<kVectors>;
+
+  // In equal shares for the team.
+  static __device__ __forceinline__ Shares shares(DecodeParams const& p) { return {p.team, p.share.divisor}; }
+  // Tiles that a share may be of.
+  static __device__ __forceinline__ int most_tiles(Shares const& shares) {
+    return shares.each == 1 || shares.each == 2 || shares.each == kTileVectors ? 1 : 2;
+  }
+  static __device__ __forceinline__ int first_tile(Shares const& shares, int share) {
+    return min(share * shares.each / kTileVectors, kTiles - 1);
+  }
+};
+
+// The CTA that finishes a warp's first share: if all warps sent to the same one at the same time it would take twice as
+// long.
+__device__ __forceinline__ int first_cta(int team, int consumer, int warp) { return (consumer * 4 + warp) * team / 8; }
+
+// What parts of an output are multiplied by, of each place (TeamSum::place) and tile of its share, of both consumers'
+// warps. Rows r and r + 8 of a warp's 16 lie side by side.
+struct TeamFactors {
+  float2 of[kLargestTeam][2][4][8];
+};
+// Parts that a CTA receives, at most: vectors of the shares of each team's others.
+constexpr int kPartBytes = std::max({15 * 1, 7 * 2, 5 * 3, 3 * 4, 2 * 6, 1 * 8}) * 8 * 32 * 16;
+// Both go where Q was, if there is room.
+template <class Config>
+constexpr bool kFactorsFitQ = kPartBytes + sizeof(TeamFactors) <= Config::kQBytes;
+
+// What comes from the team elsewhere.
+struct TeamLse {
+  float2 of[kLargestTeam][4][8];  // of each rank and warp, in base 2
+};
+struct TeamLseAndFactors {
+  TeamLse lse;
+  TeamFactors factors;
+};
+template <class Config>
+using TeamMail = std::conditional_t<kFactorsFitQ<Config>, TeamLse, TeamLseAndFactors>;
+
+struct TeamShared {
+  Barrier free, told, received;
+  Barrier staged[2][4];  // of each consumer's warps
+  // What TeamSum needs: over the products there are no registers for it.
+  int rank, query, head, column_cta;
+  int warps;  // of each consumer's four that have heads
+
+  // By one warp, before any other touches them.
+  template <class Config>
+  __device__ __forceinline__ void init(DecodeParams const& p) {
+    using Columns = TeamColumns<Config>;
+    auto const shares = Columns::shares(p);
+    auto const place = p.place();
+    int const lane = threadIdx.x % 32, with_heads = min((p.h_q - place.head + 15) / 16, 4);
+    int vectors = 0;  // that come for a warp of this CTA's, from each of the others
+    if (lane < 8 && lane % 4 < with_heads)
+      vectors = shares.count(shares.share_of(int(cluster_rank()), first_cta(p.team, lane / 4, lane % 4)));
+    vectors = __reduce_add_sync(~0u, vectors);
+    if (lane != 0) return;
+    rank = int(cluster_rank());
+    query = place.part;
+    head = place.head;
+    column_cta = place.column_cta;
+    warps = with_heads;
+    free.init(p.team);
+    told.init(1);
+    received.init(1 + 2 * with_heads);
+    for (auto& of_consumer : staged)
+      for (Barrier& of_warp : of_consumer) of_warp.init(1);
+    cutlass::arch::fence_barrier_init();
+    told.arrive_and_expect_tx(p.team * with_heads * uint32_t(sizeof(TeamLse::of[0][0])));
+    received.arrive_and_expect_tx((p.team - 1) * vectors * 32 * uint32_t(sizeof(uint4)) +
+                                  p.team * Columns::most_tiles(shares) * 2 * with_heads *
+                                      uint32_t(sizeof(TeamFactors::of[0][0][0])));
+  }
+};
+
+}  // namespace dsa::sm90
