@@ -63,26 +63,20 @@ SURVIVORS = (
         "PTX asks for none between products of one shape on the same accumulators. ptxas does, where a loop that waits "
         "comes between: it puts one there and says so (C7519).",
         instruction=r"wgmma\.fence",
-        source=r"heads64/consumer\.cuh:101 |few_heads/consumer\.cuh:123 ",
+        source=r"heads64/consumer\.cuh:104 |few_heads/consumer\.cuh:123 ",
     ),
     Survivor(
         "Serves d_qk 512, where the lanes that have read the valid bits have not met since. Elsewhere they have, or "
         "only products have read what is given back, and the wait for them is one of the whole warp.",
         instruction=r"bar\.warp\.sync",
-        source=r"heads64/consumer\.cuh:133 ",
+        source=r"heads64/consumer\.cuh:136 ",
     ),
     Survivor(
         "Serves prefill. Decode's producer warps arrive for a right half when they have written the left one, too, and "
         "the wait for the right half comes at once.",
         kernel="sparse_mla_decode_heads64",
         instruction=r"mbarrier\.try_wait",
-        source=r"heads64/even_consumer\.cuh:54 ",
-    ),
-    Survivor(
-        "Serves CTAs with several tiles: a team's have one, and after its last pair of blocks no keys come.",
-        kernel=r"decode_heads64<.*true,",
-        instruction=r"mbarrier\.arrive",
-        source=r"even_consumer\.cuh:82 < \S+/even_consumer\.cuh:43 ",
+        source=r"heads64/even_consumer\.cuh:60 ",
     ),
     Survivor(
         "Serves 64 heads. For few, the other consumer's block or run comes before the next use, and the warp meets in "

@@ -186,6 +186,27 @@ PAIRS["another CTA's end"] = (
     "",
     {"grid": 2, "cluster": 2},
 )
+# To the other CTA, whose copy each has waited for.
+COPY_TO_CTA = (
+    "mov.u32 %r6, %cluster_ctarank;\nxor.b32 %r6, %r6, 1;\nmapa.shared::cluster.u32 %r7, %r1, %r6;\n"
+    + BARRIERS.format(count=1)
+    + "@%p0 mbarrier.arrive.expect_tx.shared.b64 _, [%r1+1024], 16;\n"
+    "barrier.cluster.arrive.aligned;\nbarrier.cluster.wait.aligned;\n"
+    "@%p0 cp.async.bulk.shared::cluster.shared::cta.mbarrier::complete_tx::bytes [%r7+512], [%r1], 16, [%r7+1024];\n"
+    + WAIT
+)
+PAIRS["the end after a copy to another CTA"] = (
+    COPY_TO_CTA,
+    "barrier.cluster.arrive.aligned;\nbarrier.cluster.wait.aligned;",
+    "",
+    {"grid": 2, "cluster": 2},
+)
+PAIRS["a write over what is copied to another CTA"] = (
+    COPY_TO_CTA,
+    "barrier.cluster.arrive.aligned;\nbarrier.cluster.wait.aligned;",
+    "@%p0 st.shared.u32 [%r1], 1;\nbarrier.cluster.arrive.aligned;\nbarrier.cluster.wait.aligned;",
+    {"grid": 2, "cluster": 2},
+)
 
 
 def run(schedule, body, proxy_fences=False, **options):  # whose reports would come first
@@ -230,6 +251,12 @@ FENCES = {
         PRODUCT,
     ),
     "of a bulk store": (STORE, "@%p0 " + FENCE, BULK_STORE),
+    "a bulk copy of what was stored": (
+        BARRIERS.format(count=1) + STORE + "@%p0 mbarrier.arrive.expect_tx.shared.b64 _, [%r1+1024], 16;\n",
+        "@%p0 " + FENCE,
+        "@%p0 cp.async.bulk.shared::cluster.shared::cta.mbarrier::complete_tx::bytes "
+        "[%r1+512], [%r1], 16, [%r1+1024];\n" + WAIT,
+    ),
     "a bulk copy over what was stored": (BARRIERS.format(count=1) + STORE, "@%p0 " + FENCE, BULK_COPY),
     "a bulk copy over a copy": (BARRIERS.format(count=1) + COPY + "\ncp.async.wait_all;", "@%p0 " + FENCE, BULK_COPY),
     "a bulk copy over others' stores": (

@@ -70,8 +70,9 @@ void Races::check(u32 address, Stamp const& before, Stamp const& now, std::vecto
 // The async proxy comes to what the generic one has accessed.
 bool Races::lacks_fence(Stamp const& before, Stamp const& now, Clock const& known) const {
   Kind const second = agents_[now.agent].kind, first = agents_[before.agent].kind;
+  bool const copied = second == kTransactions && now.kind == Access::kRead;
   bool const by_async_proxy =
-      second == kProducts || second == kBulkStores || second == kTensor || now.kind == Access::kAsyncWrite;
+      second == kProducts || second == kBulkStores || second == kTensor || copied || now.kind == Access::kAsyncWrite;
   return settings.proxy_fences && by_async_proxy && (first == kThreads || first == kCopies) &&
          !known.covers_fenced(before.agent, before.lanes, before.time);
 }
@@ -83,7 +84,9 @@ std::string Races::place_in_code(i32 pc) const {
 }
 
 void Races::visit(u32 rank, Stamp const& stamp) {
-  if (agents_[stamp.agent].kind != kThreads || agents_[stamp.agent].cta == rank) return;
+  Agent const& agent = agents_[stamp.agent];
+  bool const by_copy = agent.kind == kTransactions && stamp.kind == Access::kRead;
+  if ((agent.kind != kThreads && !by_copy) || agent.cta == rank) return;
   Stamp& last = visits_[rank][stamp.agent];
   u32 const lanes = last.time == stamp.time ? last.lanes : 0;
   last = stamp;

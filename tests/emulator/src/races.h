@@ -20,8 +20,8 @@
 // reader's issue. So does what TMA and bulk copies write, once threads or cp.async have written or read it. (st.async
 // is of the generic proxy.)
 //
-// A CTA may not end before what others do in its memory, nor before commits have arrived there: somebody waits for
-// them.
+// A CTA may not end before what others do in its memory, bulk copies from it to others, nor before commits have arrived
+// there: somebody waits for them.
 //
 // Tensor memory is checked in the same way, by rules of its own: race_tmem.cpp.
 //
