@@ -35,9 +35,9 @@ def indexer_logits(
                       -inf                                                        else
 
     accumulated in float32; but a GPU's tensor cores add up FP8 products with some 14 bits. relu(x) is (x + |x|) / 2,
-    and for 32 or 64 heads Hopper's kernels take the half without |x| from one such sum over all heads: where no head is
-    positive, what is left is small next to the magnitudes that cancel, and not exactly 0. The scale of q, and any other
-    factor, belongs into weights.
+    and for 32 or 64 heads of d 128 Hopper's kernels take the half without |x| from one such sum over all heads: where
+    no head is positive, what is left is small next to the magnitudes that cancel, and not exactly 0. The scale of q,
+    and any other factor, belongs into weights.
 
     Args:
         q: queries, [s_q, h, d] float8_e4m3fn.
@@ -101,7 +101,8 @@ def paged_indexer_logits(
                          -inf                                                        else
 
     with length = context_lens[b, j] or, for lengths [b], context_lens[b] - next_n + j + 1: the last token sees all of
-    the context, the one before all but one key, and so on.
+    the context, the one before all but one key, and so on. Sums are those of `indexer_logits`; what is said there of
+    keys without a positive head holds where a request's tokens have more than 64 heads together.
 
     Args:
         q: [b, next_n, h, d] float8_e4m3fn, any next_n.

@@ -121,7 +121,7 @@ def test_one_product(heads, device):
 
 @pytest.mark.parametrize("heads", [32, 64])
 def test_weights_of_all_magnitudes(heads, device):
-    """Within a query, and from one query to another: subnormal ones, and ones whose logits are just finite."""
+    """Within a query, and from one query to another: from subnormal ones to ones whose logits are some 2^75."""
     case = RaggedCase(heads=heads, s_q=17, s_k=200, ranges="all")
     x = make_inputs(case)
     x.weights[:6] *= torch.exp2(torch.randint(-12, 12, x.weights[:6].shape).float())
