@@ -1,9 +1,20 @@
-// Sparse MLA decode on Hopper for up to 16 heads. attention/sm90/few_heads/consumer.cuh draws the pipeline;
-// producer.cuh fills its key tiles from a cache. A consumer has a part of the plan's line, or, where there are few
-// queries for the device, a piece of one query's keys in a team (few_heads_team.cuh). Still fewer go to heads64.cuh.
+// Sparse MLA decode on Hopper for up to 16 heads. attention/sm90/few_heads/consumer.cuh draws the pipeline of the
+// consumers, each of which has a part of the plan's line, or, where there are few queries for the device, a piece of
+// one query's keys in a team (few_heads_team.cuh). Still fewer go to heads64.cuh. What fills their key tiles, of FP8
+// rows:
 //
-// What bounds it: the producers, as with 64 heads. A block of 64 keys takes each of the two consumers 4.1 us (H200, 256
-// requests of 16 heads, 2.6 TB/s of keys), of which its products take 0.8. A team takes 5 to 9 us beyond its blocks.
+//   fetching warps     | find rows of n + 1 | wait | copy n + 1 | find rows of n + 2 | wait | ...    raw_rows.cuh
+//   producer warps     | read n | convert n to tiles     | read n + 1 | convert n + 1      | ...    raw_producer.cuh
+//   consumer 0 or 1             | S^T = K Q^T of n | softmax | O^T += V^T P^T |
+//
+// (Rows of a bf16 cache are copied as they are: producer.cuh.) Barriers: few_heads/config.h between producers and
+// consumers, raw_rows.cuh between fetching warps and producers.
+//
+// What bounds it: a block's way from memory. There is room for one as it comes, so the next one's copies begin when it
+// has been read, and take longer than it takes to be converted: with 128 requests of 16 heads (H200) producers wait for
+// them a quarter of their time, shared memory's data pipe is busy for 74 % of it, the link between the halves of L2 for
+// 75 %. A block of 64 keys takes each of the two consumers 3.7 us, of which its products take 0.8. A team takes 6 to 7
+// us beyond its blocks.
 #pragma once
 
 #include <cutlass/arch/reg_reconfig.h>
@@ -13,18 +24,32 @@
 #include "few_heads_team_work.cuh"
 #include "launch.h"
 #include "producer.cuh"
+#include "raw_producer.cuh"
 
 namespace dsa::sm90::decode_few_heads {
 
-// 2 * (144 + 112) = 512 a lane of four warpgroups: all there are.
-constexpr int kConsumerRegisters = 144, kProducerRegisters = 112;
+// FP8 rows are fetched by a warpgroup of their own (raw_rows.cuh); rows of a bf16 cache are copied as they are.
+template <class Format>
+constexpr bool kFetches = Format::kNope > 0;
+struct Nothing {};
+template <class Format>
+using Raw = std::conditional_t<kFetches<Format>, RawBlock<Format>, Nothing>;
+
+template <class Format>
+constexpr int kThreads = 2 * 128 + kProducerWarps * 32 + (kFetches<Format> ? kFetchWarps * 32 : 0);
+// 2 * (128 + 80) + 64 = 480 a lane of five warpgroups: all there are. (Four have 512.)
+constexpr int kConsumerRegisters = 128, kFetchRegisters = 64;
+template <class Format>
+constexpr uint32_t kProducerRegisters = kFetches<Format> ? 80 : 112;
 
 template <class Format, int kHeads>
 using Config = few_heads::Config<Format::kHeadDim, kHeads, kProducerWarps,
-                                 Format::kNope == 0 ? few_heads::kAllTiles : Format::kNope / kTileCols>;
+                                 kFetches<Format> ? Format::kNope / kTileCols : few_heads::kAllTiles,
+                                 kFetches<Format> ? int(sizeof(Raw<Format>)) : 0>;
 
 template <class Format, int kHeads>
 struct SharedStorage : Config<Format, kHeads>::SharedStorage {
+  Raw<Format> raw;
   LineWalk<2>::Walks walks[kProducerWarps];
   DecodeRange ranges[2];  // of each consumer
   TeamPiece pieces[2];    // the same, in a team
@@ -35,8 +60,8 @@ static_assert(sizeof(SharedStorage<KvV32, 16>) <= 227 * 1024 && sizeof(SharedSto
 template <class Config>
 struct Sink {
   using Shared = typename Config::SharedStorage;
-  static constexpr int kAhead = 8, kLate = 0;
-  static constexpr int kGroups = Config::kGroups;
+  static constexpr int kAhead = 1, kLate = 0;  // (of codes, which bf16 rows have none of)
+  static constexpr int kGroups = Config::kGroups, kGroupsAhead = Config::kFirst;
   static constexpr int group_begin(int g) { return Config::group_begin(g); }
   static constexpr int group_end(int g) { return Config::group_end(g); }
   static constexpr int column_tile(int position) { return Config::column_tile(position); }
@@ -67,7 +92,7 @@ struct Sink {
 };
 
 template <class Format, int kHeads, bool kTeam>
-__global__ void __launch_bounds__(kDecodeThreads, 1)
+__global__ void __launch_bounds__(kThreads<Format>, 1)
     sparse_mla_decode_few_heads(__grid_constant__ DecodeParams const params, __grid_constant__ TensorMaps const maps) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
   using Config = Config<Format, kHeads>;
@@ -77,11 +102,16 @@ __global__ void __launch_bounds__(kDecodeThreads, 1)
   // (heads64.cuh: a warp waits for the kernel before from the beginning.)
   if (kTeam && threadIdx.x / 32 == 2) wait_for_grid_before();
   if (threadIdx.x / 32 == 1) {
-    if (threadIdx.x == 32) Config::init_barriers(smem);
+    if (threadIdx.x == 32) {
+      if constexpr (kFetches<Format>) smem.raw.init();
+      Config::init_barriers(smem);
+    }
     if constexpr (kTeam) {
       using Inbox = TeamInbox<kHeads>;
-      uint32_t const bytes = Inbox::bytes(params);
-      if (threadIdx.x == 32) smem.team.init(params.team, Inbox::template both_make_room<Shared>(params.team), bytes);
+      uint32_t const bytes = Inbox::output_bytes(params);
+      if (threadIdx.x == 32)
+        smem.team.init(params.team, Inbox::template both_make_room<Shared>(params.team), Inbox::stat_bytes(params),
+                       bytes);
     }
   }
   if constexpr (kTeam) {
@@ -115,13 +145,25 @@ __global__ void __launch_bounds__(kDecodeThreads, 1)
           .run(DecodeWork(params, warpgroup, smem.ranges[warpgroup]));
     }
   } else {
-    cutlass::arch::warpgroup_reg_dealloc<kProducerRegisters>();
-    if constexpr (kTeam) {
-      DecodeProducer<Format, TeamWalk, Sink<Config>>(params, TeamWalk(smem.pieces), Sink<Config>(smem)).run();
-      cluster_wait();
+    auto const walk = [&] {
+      if constexpr (kTeam)
+        return TeamWalk(smem.pieces);
+      else
+        return LineWalk<2>(smem.ranges, smem.walks);
+    };
+    if (kFetches<Format> && warpgroup == 4) {
+      if constexpr (kFetches<Format>) {
+        cutlass::arch::warpgroup_reg_dealloc<kFetchRegisters>();
+        fetch_blocks<Format>(params, walk(), smem.raw);
+      }
     } else {
-      DecodeProducer<Format, LineWalk<2>, Sink<Config>>(params, {smem.ranges, smem.walks}, Sink<Config>(smem)).run();
+      cutlass::arch::warpgroup_reg_dealloc<kProducerRegisters<Format>>();
+      if constexpr (kFetches<Format>)
+        RawProducer<Format, Sink<Config>>(Sink<Config>(smem), smem.raw).run();
+      else
+        DecodeProducer<Format, decltype(walk()), Sink<Config>>(params, walk(), Sink<Config>(smem)).run();
     }
+    if constexpr (kTeam) cluster_wait();
   }
 #endif
 }
@@ -130,14 +172,15 @@ __global__ void __launch_bounds__(kDecodeThreads, 1)
 template <class Format, int kHeads>
 int most_teams(int ctas, int device) {
   static MostTeams most;
-  return most(sparse_mla_decode_few_heads<Format, kHeads, true>, ctas, sizeof(SharedStorage<Format, kHeads>), device);
+  return most(sparse_mla_decode_few_heads<Format, kHeads, true>, ctas,
+              {kThreads<Format>, sizeof(SharedStorage<Format, kHeads>)}, device);
 }
 
 template <class Format, int kHeads>
 cudaError_t launch(SparseMlaDecodeParams const& p, Team const& team, cudaStream_t stream) {
   return launch_decode(
       team ? sparse_mla_decode_few_heads<Format, kHeads, true> : sparse_mla_decode_few_heads<Format, kHeads, false>,
-      sizeof(SharedStorage<Format, kHeads>), kHeads, kHeads, p, shape_of(p), team, stream);
+      {kThreads<Format>, sizeof(SharedStorage<Format, kHeads>)}, kHeads, kHeads, p, shape_of(p), team, stream);
 }
 
 }  // namespace dsa::sm90::decode_few_heads

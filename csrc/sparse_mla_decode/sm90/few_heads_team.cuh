@@ -15,9 +15,10 @@
 //   barrier    arrives                                                    waits
 //   ready      4 warps of consumer 0 (or of both, as said) of all CTAs,   consumers, before they send
 //              when they read keys and Q no more
-//   received   8 warps of the CTA's own consumers, when they have sent;   consumers, before they add up
-//              bytes from the others (one thread expects them from the
-//              start)
+//   told       8 warps of the CTA's own consumers, when they have told    consumers, before they weigh
+//              of their sums; bytes from the others (one thread expects
+//              them from the start)
+//   received   the same, of outputs                                       consumers, before they add up
 //   cluster's  all threads, when the CTA's barriers are there             consumers, before they reach into others;
 //                                                                         producers at their end, as they must
 #pragma once
@@ -55,25 +56,30 @@ struct TeamInbox {
   // First member that a warp sends to, and who so finishes its first share.
   static __device__ __forceinline__ int first_member(int warp, int members) { return warp * members / 4; }
 
-  // Bytes that other CTAs send to this one. All lanes of a warp call it.
-  static __device__ __forceinline__ uint32_t bytes(DecodeParams const& p) {
+  // Bytes that other CTAs send to this one: of sums, and of outputs. All lanes of a warp call it.
+  static __device__ __forceinline__ uint32_t stat_bytes(DecodeParams const& p) {
+    return (2 * p.team - 2) * uint32_t(4 * sizeof(WarpStats));
+  }
+  static __device__ __forceinline__ uint32_t output_bytes(DecodeParams const& p) {
     Shares const shares(2 * p.team, p.share.divisor);
     int const lane = threadIdx.x % 32, member = int(cluster_rank()) * 2 + lane / 4;
     int const mine = lane < 8 ? shares.count(shares.share_of(member, first_member(lane % 4, 2 * p.team))) : 0;
     int const vectors = __reduce_add_sync(~0u, mine);
-    return (2 * p.team - 2) * uint32_t(vectors * 32 * sizeof(float4) + 4 * sizeof(WarpStats));
+    return (2 * p.team - 2) * uint32_t(vectors * 32 * sizeof(float4));
   }
 };
 
 struct TeamBarriers {
-  Barrier ready, received;
+  Barrier ready, told, received;
 
   // By one thread, before any other touches them.
-  __device__ __forceinline__ void init(int ctas, bool both_make_room, uint32_t bytes) {
+  __device__ __forceinline__ void init(int ctas, bool both_make_room, uint32_t stat_bytes, uint32_t output_bytes) {
     ready.init(ctas * (both_make_room ? 8 : 4));
+    told.init(1 + 8);
     received.init(1 + 8);
     cutlass::arch::fence_barrier_init();
-    received.arrive_and_expect_tx(bytes);
+    told.arrive_and_expect_tx(stat_bytes);
+    received.arrive_and_expect_tx(output_bytes);
   }
 };
 
@@ -93,25 +99,26 @@ class TeamSum {
   template <class Stats, class TensorO>
   __device__ __forceinline__ void send(Stats const& stats, TensorO const& rO) {
     int const from = rank_ * 2 + me_;
+    send_stats(stats, from);
     CUTE_UNROLL
     for (int share = 0; share < kMembers; ++share) {
       int const to = Shares(kMembers).member_of(share, first_);
-      Outbox const theirs(*this, part(to % 2, from), to / 2);
+      Outbox const theirs(*this, part(to % 2, from), to / 2, smem_.team.received);
       CUTE_UNROLL
       for (int v = 0; v < kShare && share * kShare + v < Shares::kVectors; ++v) {
         int const i = share * kShare + v, m = i / Inbox::kHeadVectors, e = i % Inbox::kHeadVectors * 4;
         theirs.put(v * 128, make_float4(rO[m](e), rO[m](e + 1), rO[m](e + 2), rO[m](e + 3)));
       }
     }
-    send_stats(stats, from);
     __syncwarp();
     if (lane_ == 0) smem_.team.received.arrive();
   }
 
   __device__ __forceinline__ void finish(DecodeParams const& p, int batch, int token) {
-    wait_for_remote(smem_.team.received, 0);
     float factor[kEach];
+    wait_for_remote(smem_.team.told, 0);
     weigh(p, batch * p.s_q + token, factor);
+    wait_for_remote(smem_.team.received, 0);
     int const share = Shares(kMembers).share_of(rank_ * 2 + me_, first_), count = Shares(kMembers).count(share);
     uint32_t packed[kShare][2];
     CUTE_UNROLL
@@ -177,11 +184,11 @@ class TeamSum {
   // A place of this CTA, in the CTA `cta`.
   class Outbox {
    public:
-    __device__ __forceinline__ Outbox(TeamSum const& sum, float4* place, int cta)
+    __device__ __forceinline__ Outbox(TeamSum const& sum, float4* place, int cta, Barrier const& barrier)
         : place_(place), own_(kCtas == 1 || cta == sum.rank_) {
       if (own_) return;
       address_ = remote_address(place, cta);
-      barrier_ = remote_address(&sum.smem_.team.received, cta);
+      barrier_ = remote_address(&barrier, cta);
     }
     __device__ __forceinline__ void put(int i, float4 const& v) const {
       if (own_)
@@ -211,10 +218,13 @@ class TeamSum {
     CUTE_UNROLL
     for (int i = 0; i < Inbox::kStatVectors; ++i)
       if (i == vector) mine = make_float4(all[i * 4], all[i * 4 + 1], all[i * 4 + 2], all[i * 4 + 3]);
-    if (vector >= Inbox::kStatVectors) return;
-    CUTE_UNROLL
-    for (int to = lane_ / 16; to < kCtas; to += 2)
-      Outbox(*this, &stats_of(from, warp_).vector[vector][lane_ % 4], to).put(0, mine);
+    if (vector < Inbox::kStatVectors) {
+      CUTE_UNROLL
+      for (int to = lane_ / 16; to < kCtas; to += 2)
+        Outbox(*this, &stats_of(from, warp_).vector[vector][lane_ % 4], to, smem_.team.told).put(0, mine);
+    }
+    __syncwarp();
+    if (lane_ == 0) smem_.team.told.arrive();
   }
 
   // What each member's outputs are multiplied by, for this lane's head of this lane's members. A warp writes the heads'

@@ -95,6 +95,7 @@ class TeamWalk {
       : pieces_(pieces), runs_{pieces[1].runs[0], pieces[0].runs[0]} {}
 
   // What the next block is, and this thread's index in it.
+  template <class Lane>
   __device__ __forceinline__ uint32_t take(DecodeParams const&, Lane const& self, int& index) {
     for (int i = 0; i < 2; ++i) {
       KeyRun const other = runs_[1];

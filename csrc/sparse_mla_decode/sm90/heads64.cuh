@@ -26,6 +26,7 @@
 
 namespace dsa::sm90::decode_heads64 {
 
+constexpr int kThreads = 2 * 128 + kProducerWarps * 32;
 // 2 * (192 + 64) = 512 a lane of four warpgroups: all there are.
 template <int kColumnCtas>
 constexpr uint32_t kConsumerRegisters = kColumnCtas == 1 ? 192 : 144;
@@ -100,7 +101,7 @@ struct Sink {
 
 // A CTA with a part of the line.
 template <class Format>
-__global__ void __launch_bounds__(kDecodeThreads, 1)
+__global__ void __launch_bounds__(kThreads, 1)
     sparse_mla_decode_heads64(__grid_constant__ DecodeParams const params, __grid_constant__ TensorMaps const maps) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
   using Config = Config<Format, false, 1>;
@@ -131,7 +132,7 @@ __global__ void __launch_bounds__(kDecodeThreads, 1)
 // One warp waits for that end from the beginning, and all others wait for this warp: to learn of it takes some 2000
 // cycles, even where it is long over.
 template <class Format, int kColumnCtas>
-__global__ void __launch_bounds__(kDecodeThreads, 1)
+__global__ void __launch_bounds__(kThreads, 1)
     sparse_mla_decode_heads64_team(__grid_constant__ DecodeParams const params,
                                    __grid_constant__ TensorMaps const maps) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
@@ -149,14 +150,11 @@ __global__ void __launch_bounds__(kDecodeThreads, 1)
   }
   cluster_arrive_relaxed();  // consumers wait for the others, before they first reach into their memory
   TeamShare share = Work::share(params);
-  auto const meet = [&] {
-    __syncthreads();
-    launch_dependent_grids();
-    if (Work::has_lengths(params)) Work::read_lengths(params, share);
-  };
+  __syncthreads();
+  launch_dependent_grids();
+  if (Work::has_lengths(params)) Work::read_lengths(params, share);
   if (warpgroup < 2) {
     cutlass::arch::warpgroup_reg_alloc<kConsumerRegisters<kColumnCtas>>();
-    meet();
     if (warpgroup == 0)
       heads64::EvenConsumer<Config, Work>(params, maps, smem).run(Work(params, share));
     else
@@ -164,7 +162,6 @@ __global__ void __launch_bounds__(kDecodeThreads, 1)
   } else {
     cutlass::arch::warpgroup_reg_dealloc<kProducerRegisters<kColumnCtas>>();
     using Sink = Sink<Config, kAheadTiles<kColumnCtas>, kLateTiles<true, kColumnCtas>>;
-    meet();
     DecodeProducer<Format, TeamWalk, Sink> producer(params, {share, smem.team_keys}, Sink(smem));
     producer.run();
     Lane const& self = producer.self;
@@ -181,8 +178,8 @@ auto* team_kernel(int column_ctas) {
 template <class Format>
 int most_teams(Team const& team, int device) {
   static MostTeams most[2];
-  return most[team.column_ctas - 1](team_kernel<Format>(team.column_ctas), team.ctas, kSharedBytes<Format, true, 1>,
-                                    device);
+  return most[team.column_ctas - 1](team_kernel<Format>(team.column_ctas), team.ctas,
+                                    {kThreads, kSharedBytes<Format, true, 1>}, device);
 }
 
 // The team that a call's queries get: the largest with which all of them run at once, unless parts would be so much
@@ -213,15 +210,15 @@ Team team_for(SparseMlaDecodeParams const& p) {
 
 template <class Format>
 cudaError_t launch_team(SparseMlaDecodeParams const& p, Team const& team, cudaStream_t stream) {
-  return launch_decode(team_kernel<Format>(team.column_ctas), kSharedBytes<Format, true, 1>, heads64::kBlockH,
-                       heads64::kBlockH / 4, p, team_shape(p), team, stream);
+  return launch_decode(team_kernel<Format>(team.column_ctas), {kThreads, kSharedBytes<Format, true, 1>},
+                       heads64::kBlockH, heads64::kBlockH / 4, p, team_shape(p), team, stream);
 }
 
 template <class Format>
 cudaError_t launch(SparseMlaDecodeParams const& p, cudaStream_t stream) {
   Team const team = team_for<Format>(p);
   if (team) return launch_team<Format>(p, team, stream);
-  return launch_decode(sparse_mla_decode_heads64<Format>, kSharedBytes<Format, false, 1>, heads64::kBlockH,
+  return launch_decode(sparse_mla_decode_heads64<Format>, {kThreads, kSharedBytes<Format, false, 1>}, heads64::kBlockH,
                        heads64::kBlockH / 4, p, shape_of(p), team, stream);
 }
 

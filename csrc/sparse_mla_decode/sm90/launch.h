@@ -27,6 +27,11 @@ struct Team {
   explicit operator bool() const { return ctas > 0; }
 };
 
+// What a CTA of a kernel has.
+struct CtaShape {
+  int threads, shared_bytes;
+};
+
 template <class Kernel>
 cudaError_t allow(Kernel* kernel, int shared_bytes, int cluster) {
   if (cluster > 8)
@@ -36,15 +41,15 @@ cudaError_t allow(Kernel* kernel, int shared_bytes, int cluster) {
 
 // How many clusters of so many CTAs of the kernel can run at once.
 template <class Kernel>
-cudaError_t max_clusters(Kernel* kernel, int size, int shared_bytes, int* clusters) {
-  if (cudaError_t e = allow(kernel, shared_bytes, size)) return e;
+cudaError_t max_clusters(Kernel* kernel, int size, CtaShape const& cta, int* clusters) {
+  if (cudaError_t e = allow(kernel, cta.shared_bytes, size)) return e;
   cudaLaunchAttribute attribute{};
   attribute.id = cudaLaunchAttributeClusterDimension;
   attribute.val.clusterDim = {unsigned(size), 1, 1};
   cudaLaunchConfig_t config{};
   config.gridDim = dim3(unsigned(size));
-  config.blockDim = dim3(kDecodeThreads);
-  config.dynamicSmemBytes = size_t(shared_bytes);
+  config.blockDim = dim3(unsigned(cta.threads));
+  config.dynamicSmemBytes = size_t(cta.shared_bytes);
   config.attrs = &attribute;
   config.numAttrs = 1;
   return cudaOccupancyMaxActiveClusters(clusters, kernel, &config);
@@ -54,12 +59,12 @@ cudaError_t max_clusters(Kernel* kernel, int size, int shared_bytes, int* cluste
 class MostTeams {
  public:
   template <class Kernel>
-  int operator()(Kernel* kernel, int ctas, int shared_bytes, int device) {
+  int operator()(Kernel* kernel, int ctas, CtaShape const& cta, int device) {
     if (device >= kDevices) return 0;
     std::atomic<int>& known = known_[device][ctas];
     if (known == 0) {
       int teams = 0;
-      if (max_clusters(kernel, ctas, shared_bytes, &teams)) static_cast<void>(cudaGetLastError());
+      if (max_clusters(kernel, ctas, cta, &teams)) static_cast<void>(cudaGetLastError());
       known = teams + 1;
     }
     return known - 1;
@@ -73,7 +78,7 @@ class MostTeams {
 // Starts a persistent kernel: a CTA for each head block of a part, or for two parts where there are few heads; or, with
 // a team, for each head block of a query as many CTAs as it has.
 template <class Kernel>
-cudaError_t launch_decode(Kernel* kernel, int shared_bytes, int tile_heads, int out_heads,
+cudaError_t launch_decode(Kernel* kernel, CtaShape const& cta, int tile_heads, int out_heads,
                           SparseMlaDecodeParams const& p, DecodeShape const& shape, Team const& team,
                           cudaStream_t stream) {
   int device = 0, sms = 0;
@@ -96,13 +101,13 @@ cudaError_t launch_decode(Kernel* kernel, int shared_bytes, int tile_heads, int 
                             share_vectors};
   TensorMaps maps;
   if (cudaError_t e = encode_maps(maps, p, tile_heads, out_heads)) return e;
-  if (cudaError_t e = allow(kernel, shared_bytes, cluster)) return e;
+  if (cudaError_t e = allow(kernel, cta.shared_bytes, cluster)) return e;
   if (team) {
     int const ctas = shape.queries * shape.head_blocks() * team.column_ctas * cluster;
-    return launch_early(kernel, {ctas, kDecodeThreads, cluster}, shared_bytes, stream, params, maps);
+    return launch_early(kernel, {ctas, cta.threads, cluster}, cta.shared_bytes, stream, params, maps);
   }
   int const ctas = shape.few_heads() ? params.parts / 2 : params.parts * shape.head_blocks();
-  if (cudaError_t e = launch_early(kernel, {ctas, kDecodeThreads}, shared_bytes, stream, params, maps)) return e;
+  if (cudaError_t e = launch_early(kernel, {ctas, cta.threads}, cta.shared_bytes, stream, params, maps)) return e;
   return cudaError_t(launch_decode_combine(p, stream));
 }
 

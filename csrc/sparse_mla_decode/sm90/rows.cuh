@@ -33,6 +33,7 @@ class Lane {
   __device__ __forceinline__ int warp() const { return thread_ / 32; }
   __device__ __forceinline__ int row() const { return thread_ % 32 / 4; }  // of the warp's
   __device__ __forceinline__ int quarter() const { return thread_ % 4; }
+  __device__ __forceinline__ int place() const { return warp() * kWarpRows + row(); }  // of its row in the block
   // Where its first 8 bf16 of a code tile go, in bytes from the tile's first: the 2 q-th 16 bytes of a row.
   __device__ __forceinline__ uint32_t codes_at() const {
     return thread_ / 4 * 128 + ((quarter() * 2) ^ row()) * 16;  // 128-byte swizzle
@@ -58,9 +59,48 @@ struct BlockKind {
 };
 
 // The thread's index in the next block of a run: -1 if its key does not count.
+template <class Lane>
 __device__ __forceinline__ int load_index(KeyRun const& run, Lane const& self) {
-  int const place = self.warp() * kWarpRows + self.row();
-  return place < run.count ? __ldg(run.idx + place) : -1;
+  return self.place() < run.count ? __ldg(run.idx + self.place()) : -1;
+}
+
+// The cache row of a key, for a block that a walk gave.
+template <class Format>
+struct CacheRow {
+  bool counts;
+  char const* cache;
+  KvFields fields;
+
+  __device__ __forceinline__ CacheRow(DecodeParams const& params, uint32_t block, int index) {
+    bool const second = block & BlockKind::kSecondCache;
+    KvCache const& c = second ? params.keys[1].cache : params.keys[0].cache;
+    counts = uint32_t(index) < uint32_t(c.slots);
+    int page, place;
+    (second ? params.pages[1] : params.pages[0])(page, place, index);
+    fields = Format::fields(c.layout, page, place);
+    cache = static_cast<char const*>(c.data);
+  }
+  __device__ __forceinline__ char const* codes() const { return cache + fields.codes; }
+  __device__ __forceinline__ char const* scales() const { return cache + fields.scales; }
+};
+
+// The exponent whose factor is -0: rows that do not count become 0.
+constexpr uint32_t kZeroExponent = 136;
+static_assert(simple_factor(kZeroExponent) == 0x80008000);
+
+// Of a warp's eight rows, four lanes each; bit r: row r counts.
+__device__ __forceinline__ uint32_t valid_rows(bool counts) {
+  uint32_t rows = __ballot_sync(~0u, counts) & 0x11111111;  // of quads
+  rows = (rows | rows >> 3) & 0x03030303;
+  rows = (rows | rows >> 6) & 0x000f000f;
+  return (rows | rows >> 12) & 0xff;
+}
+
+// Copies 64 bf16 columns of a row, `from` on, into a swizzled tile.
+__device__ __forceinline__ void copy_tile(uint32_t tile, char const* from, bool counts, Lane const& self) {
+#pragma unroll
+  for (int i = 0; i < 2; ++i)
+    gather_16B((tile + self.copies_at()) ^ i * 64, from + self.quarter() * 16 + i * 64, counts);
 }
 
 // Where a producer warp is in the work of its CTA: the blocks of one worker, or of the two consumers by turns. The
@@ -79,6 +119,7 @@ class LineWalk {
   }
 
   // What the next block is, and this thread's index in it.
+  template <class Lane>
   __device__ __forceinline__ uint32_t take(DecodeParams const& params, Lane const& self, int& index) {
     for (int i = 0; i < kWorkers; ++i) {
       if constexpr (kWorkers == 2) {
@@ -99,6 +140,7 @@ class LineWalk {
   }
 
  private:
+  template <class Lane>
   __device__ __forceinline__ void open_run(DecodeParams const& params, Lane const& self) {
     KeyWalk walk = walks_.of[turn_];
     __syncwarp();  // all lanes have it
@@ -119,9 +161,6 @@ struct BlockRows {
   static constexpr int kWords = Format::kScaleBytes == 4 ? 4 : 2;
 
   static constexpr uint32_t kCounts = 8;
-  // The exponent whose factor is -0: rows that do not count become 0.
-  static constexpr uint32_t kZeroExponent = 136;
-  static_assert(simple_factor(kZeroExponent) == 0x80008000);
 
   uint32_t kind = 0;   // BlockKind's bits, and kCounts if the row counts
   char const* mine;    // the thread's bytes of its first code tile
@@ -134,23 +173,17 @@ struct BlockRows {
 
   // A block that a walk gave, with this thread's index.
   __device__ __forceinline__ void open(DecodeParams const& params, uint32_t block, int index, Lane const& self) {
-    kind = block;
-    bool const second = block & BlockKind::kSecondCache;
-    KvCache const& c = second ? params.keys[1].cache : params.keys[0].cache;
-    if (uint32_t(index) < uint32_t(c.slots)) kind |= kCounts;
-    int page, place;
-    (second ? params.pages[1] : params.pages[0])(page, place, index);
-    KvFields const fields = Format::fields(c.layout, page, place);
+    CacheRow<Format> const row(params, block, index);
+    kind = block | (row.counts ? kCounts : 0);
     // In place of a row that does not count the first of q's, which is as long, is read, and is not looked at.
-    auto const* const cache = static_cast<char const*>(c.data);
     auto const* const any = static_cast<char const*>(params.q);
-    mine = (counts() ? cache + fields.codes : any) + uint32_t(self.quarter() * 16);
+    mine = (counts() ? row.codes() : any) + uint32_t(self.quarter() * 16);
     if constexpr (Format::kNope > 0) {
       char const* words;
       if constexpr (Format::kScalesInLine)
         words = mine + (Format::kScalesAt - uint32_t(self.quarter() * 16));
       else
-        words = counts() ? cache + fields.scales : any;
+        words = counts() ? row.scales() : any;
       word = __ldg(reinterpret_cast<uint32_t const*>(words + uint32_t(self.lane() % kWords * 4)));
     }
   }
@@ -184,20 +217,14 @@ struct BlockRows {
   }
 
   // Bit r: row 8 w + r counts.
-  __device__ __forceinline__ uint32_t valid_rows() const {
-    uint32_t rows = __ballot_sync(~0u, counts()) & 0x11111111;  // of quads
-    rows = (rows | rows >> 3) & 0x03030303;
-    rows = (rows | rows >> 6) & 0x000f000f;
-    return (rows | rows >> 12) & 0xff;
-  }
+  __device__ __forceinline__ uint32_t valid_rows() const { return sm90::valid_rows(counts()); }
 
   // 64 columns of codes from column tile * 64 on: this thread's 16.
   __device__ __forceinline__ uint4 load_codes(int tile) const { return load_16B(mine + tile * 64); }
 
   // Copies 64 bf16 columns, which begin `byte` bytes into the rows, into a swizzled tile.
   __device__ __forceinline__ void copy_tile(uint32_t tile, int byte, Lane const& self) const {
-#pragma unroll
-    for (int i = 0; i < 2; ++i) gather_16B((tile + self.copies_at()) ^ i * 64, mine + byte + i * 64, counts());
+    sm90::copy_tile(tile, mine - uint32_t(self.quarter() * 16) + byte, counts(), self);
   }
 
   // Which of a row's scales is that of a tile of 64 columns.

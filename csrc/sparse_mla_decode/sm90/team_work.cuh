@@ -48,8 +48,6 @@ class TeamWork {
     cut(p, s);
   }
 
-  __device__ __forceinline__ bool done() const { return done_; }
-  __device__ __forceinline__ void advance() { done_ = true; }
   __device__ __forceinline__ TeamShare const& tile() const { return share_; }
   __device__ __forceinline__ int pairs() const { return share_.pairs; }
 
@@ -60,7 +58,6 @@ class TeamWork {
   }
 
   TeamShare const share_;
-  bool done_ = false;
 };
 
 // Its key blocks, as a producer warp walks over them: a run in each cache.

@@ -11,8 +11,8 @@ namespace dsa::sm90 {
 
 static_assert(kBlockK == kDecodeBlock);
 
-// Two consumer warpgroups, and two that produce: conversion takes many instructions, and loads in flight registers.
-constexpr int kProducerWarps = 8, kDecodeThreads = 2 * 128 + kProducerWarps * 32;
+// Of two warpgroups, which fill the key tiles of two others: conversion takes many instructions.
+constexpr int kProducerWarps = 8;
 
 // CTAs that may share a query's keys as a cluster (team.cuh).
 constexpr int kTeams[] = {16, 8, 6, 4, 3, 2}, kLargestTeam = kTeams[0];

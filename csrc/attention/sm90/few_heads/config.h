@@ -27,8 +27,9 @@ struct Products<16> {
 constexpr int kAllTiles = -1;
 
 // kHeads: columns of both products; h_q may be less. kCopiedTile: the column tile that the producer fills by copies of
-// its threads, or kAllTiles; its warps write the others themselves.
-template <int kDQk_, int kHeads_, int kProducerWarps, int kCopiedTile>
+// its threads, or kAllTiles; its warps write the others themselves. kProducerBytes: of shared memory, that the
+// producers need for themselves.
+template <int kDQk_, int kHeads_, int kProducerWarps, int kCopiedTile, int kProducerBytes = 0>
 struct Config {
   static_assert(kDQk_ == 576 || kDQk_ == 512);
   static constexpr int kDQk = kDQk_, kHeads = kHeads_;
@@ -43,11 +44,13 @@ struct Config {
   // The gather is what bounds these kernels, so all the memory that is left goes to key tiles, half to each consumer. A
   // block's first kAhead tiles alternate between two places each, and the consumer gives them back last; the others
   // come each where the block before had the same one. So at any time kAhead tiles are free to be filled, as in a ring,
-  // but every tile has one or two fixed places, and descriptors are cheap.
-  static constexpr int kOtherBytes = 2 * kQBytes + 4 * kQTileElements * 2 + 4 * 1024 + 112 * kHeads;
+  // but every tile has one or two fixed places, and descriptors are cheap. (Where there is no room, kAhead is 0.)
+  static constexpr int kOtherBytes =
+      2 * kQBytes + 4 * kQTileElements * int(sizeof(bf16)) + 96 * kHeads + 896 + kProducerBytes;
   static constexpr int kBuffers = (227 * 1024 - kOtherBytes) / (2 * kTileElements * int(sizeof(bf16)));
-  static constexpr int kAhead = kBuffers - kTiles;
-  static_assert(kAhead > 0 && kAhead < kTiles);
+  static constexpr int kFree = kBuffers - kTiles, kOutTilesPerKeyTile = kTileElements / kQTileElements;
+  static constexpr int kAhead = kFree * kOutTilesPerKeyTile >= kValueTiles ? kFree : 0;  // (for kLastGroup, below)
+  static_assert(kFree >= 0 && kAhead < kTiles);
   // Which column tile comes at a position of a block. The one that is no values comes last: its place is free early.
   static constexpr int column_tile(int position) {
     return position < kAhead         ? kValueTiles - kAhead + position
@@ -56,8 +59,11 @@ struct Config {
   }
   static constexpr bool is_value(int position) { return column_tile(position) < kValueTiles; }
   // Tiles are announced and released in groups, since every wait costs: the first kAhead tiles, then two or three each.
-  static constexpr int kGroups = 1 + (kTiles - kAhead + 2) / 3;
-  static constexpr int group_begin(int g) { return g == 0 ? 0 : kAhead + (kTiles - kAhead) * (g - 1) / (kGroups - 1); }
+  static constexpr int kFirst = kAhead > 0;  // groups that have two places
+  static constexpr int kGroups = kFirst + (kTiles - kAhead + 2) / 3;
+  static constexpr int group_begin(int g) {
+    return g < kFirst ? 0 : kAhead + (kTiles - kAhead) * (g - kFirst) / (kGroups - kFirst);
+  }
   static constexpr int group_end(int g) { return group_begin(g + 1); }
   static constexpr bool has_copies(int g) {
     for (int p = group_begin(g); p < group_end(g); ++p)
@@ -65,11 +71,12 @@ struct Config {
     return false;
   }
   // The order in which groups are multiplied with the probabilities, and released.
-  static constexpr int value_group(int i) { return (i + 1) % kGroups; }
+  static constexpr int value_group(int i) { return (i + kFirst) % kGroups; }
 
-  // At the end of its work on a query a consumer stages the output, kValueTiles of [heads, 64], in the first key tiles.
-  static constexpr int kOutTilesPerKeyTile = kTileElements / kQTileElements;
-  static_assert(kAhead * kOutTilesPerKeyTile >= kValueTiles);
+  // At the end of its work on a query a consumer stages the output, kValueTiles of [heads, 64], in the key tiles that
+  // are released last.
+  static constexpr int kLastGroup = value_group(kGroups - 1);
+  static_assert((group_end(kLastGroup) - group_begin(kLastGroup)) * kOutTilesPerKeyTile >= kValueTiles);
 
   struct SharedStorage {
     alignas(1024) bf16 tile[2][kBuffers][kTileElements];
@@ -94,11 +101,11 @@ struct Config {
       return position < kAhead && block % 2 != 0 ? kTiles + position : position;
     }
     static __device__ __forceinline__ int barrier(int group, uint32_t block) {
-      return group == 0 && block % 2 != 0 ? kGroups : group;
+      return group < kFirst && block % 2 != 0 ? kGroups : group;
     }
     // Parity of the barrier's phase in which the block's group lands; the producer waits for the other one.
     static __device__ __forceinline__ uint32_t phase(int group, uint32_t block) {
-      return (group == 0 ? block / 2 : block) % 2;
+      return (group < kFirst ? block / 2 : block) % 2;
     }
   };
   static_assert(sizeof(SharedStorage) <= 227 * 1024);

@@ -1,8 +1,7 @@
 // Attention for up to 16 heads on Hopper: keys are the rows of the products and heads their columns, so that nothing is
 // padded to 64 heads.
 //
-//   producers    | block of 0 | block of 1 | block of 0 | ...      fill the two consumers' key tiles: by turns
-//   (decode),
+//   producers    | block of 0 | block of 1 | block of 0 | ...      fill the consumers' key tiles: by turns (decode),
 //                                                                  or one those of each consumer (prefill)
 //   consumer 0   |   S^T = K Q^T | softmax | O^T += V^T P^T |   S^T ...                 of one query
 //   consumer 1          |   S^T = K Q^T | softmax | O^T += V^T P^T | ... | write out |  of another
@@ -276,7 +275,8 @@ struct Consumer {
   }
 
   __device__ __forceinline__ bf16* out_tile(int m) const {
-    return key_tile(m / Config::kOutTilesPerKeyTile) + m % Config::kOutTilesPerKeyTile * Config::kQTileElements;
+    return key_tile(Config::group_begin(Config::kLastGroup) + m / Config::kOutTilesPerKeyTile) +
+           m % Config::kOutTilesPerKeyTile * Config::kQTileElements;
   }
 
   // fp32, for a kernel that adds up the parts of a query.

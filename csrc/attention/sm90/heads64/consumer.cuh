@@ -13,15 +13,15 @@
 // written out.
 //
 // Work is the op's:
-//   done(), advance()                 the CTA's tiles, one after the other
+//   done(), advance()                 the CTA's tiles, one after the other; not of a team, which has one
 //   tile()                            the current one: batch, token, head (the first of 64)
 //   pairs()                           of its key blocks, at least 1
 //   output_scale, write_stats         what a head's outputs are multiplied by; lse
 //   is_whole, partial                 whether a tile is all of its query, or where its part goes
 //   kTeam                             whether it has one tile, a part of which other CTAs have
-//   Sum(params, smem, consumer, lane, warp)    then adds up theirs and writes it: begin(stats), once the sums are
-//   known,
-//                                     beside the last products; end(O)
+//   Sum(params, smem, consumer, lane, warp)
+//                                     then adds up theirs and writes it: begin(stats), once the sums are known, beside
+//                                     the last products; end(O)
 #pragma once
 
 #include <cute/arch/copy_sm90_tma.hpp>

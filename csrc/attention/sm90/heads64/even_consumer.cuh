@@ -12,7 +12,8 @@ struct EvenConsumer : Consumer<Config, Work> {
       Base::warp;
 
   __device__ __forceinline__ void run(Work work) {
-    if (work.done()) return;
+    if constexpr (!Work::kTeam)
+      if (work.done()) return;
     if (this->thread == 0) this->load_q(work.tile());
     this->wait_q();
     issue_next_scores();
