@@ -66,10 +66,7 @@ struct RawProducer {
   __device__ __forceinline__ RawProducer(Sink const& sink, Raw& raw) : sink(sink), raw(raw) {}
 
   __device__ __forceinline__ void run() {
-    for (uint32_t turn = 0; read(turn); turn ^= 1) {
-      fill_block(row.take_scales());
-      self.forget();
-    }
+    for (uint32_t turn = 0; read(turn); turn ^= 1) fill_block(row.take_scales());
   }
 
  private:
@@ -106,10 +103,12 @@ struct RawProducer {
     return g;
   }
 
-  // RoPE columns come from memory, so their copy begins first, but for groups that have two places.
+  // RoPE columns come from memory, so their copy begins first, but for groups that have two places. Of the others
+  // theirs is given back last: all of these are free then.
   __device__ __forceinline__ void fill_block(bool simple) {
     constexpr int kRope = rope_position(), kRopeGroup = group_of(kRope),
                   kRopeBefore = kRopeGroup < Sink::kGroupsAhead ? kRopeGroup : Sink::kGroupsAhead;
+    constexpr bool kRopeIsLast = kRopeGroup == Sink::kGroups - 1 && kRopeGroup >= Sink::kGroupsAhead;
     cute::for_each(cute::make_seq<Sink::kGroups>{}, [&](auto g) {
       constexpr int kGroup = decltype(g)::value, kBegin = Sink::group_begin(kGroup), kEnd = Sink::group_end(kGroup);
       if constexpr (kGroup == kRopeBefore) {
@@ -117,11 +116,12 @@ struct RawProducer {
         copy_tile(tile(kRope), row.place + Format::kRopeAt, row.counts, self);
         arrive_after_gather(reinterpret_cast<uint64_t&>(sink.full(consumer, kRopeGroup)));
       }
-      if constexpr (kGroup != kRopeGroup) sink.wait(consumer, kGroup);
+      if constexpr (kGroup != kRopeGroup && (kGroup < Sink::kGroupsAhead || !kRopeIsLast)) sink.wait(consumer, kGroup);
       if constexpr (kGroup == 0) {
         uint32_t const valid = valid_rows(row.counts);
         if (self.lane() == 0) sink.valid_rows(consumer)[self.warp()] = valid;
       }
+      self.forget();
       cute::for_each(cute::make_seq<kEnd - kBegin>{}, [&](auto i) { fill_tile<kBegin + decltype(i)::value>(); });
       if (!simple) fill_again(kBegin, kEnd);
       __syncwarp();  // (no fence for wgmma: the consumers have one after their wait)
