@@ -10,17 +10,16 @@
 // (Rows of a bf16 cache are copied as they are: producer.cuh.) Barriers: few_heads/config.h between producers and
 // consumers, raw_rows.cuh between fetching warps and producers.
 //
-// What bounds it: a block's way from memory. There is room for one as it comes, so the next one's copies begin when it
-// has been read, and take longer than it takes to be converted: with 128 requests of 16 heads (H200) producers wait for
-// them a quarter of their time, shared memory's data pipe is busy for 74 % of it, the link between the halves of L2 for
-// 75 %. A block of 64 keys takes each of the two consumers 3.7 us, of which its products take 0.8. A team takes 6 to 7
-// us beyond its blocks.
+// What bounds it: shared memory's data pipe. A block of 64 rows of v32, for 16 heads, takes it 2540 wavefronts (1280 of
+// products, 510 of stores, 280 of codes read, 240 of RoPE's copies) and some 270 of bulk copies, of 3150 cycles that a
+// CTA takes for it (H200, 128 requests). Before its first keys a team takes 2.7 us, and 2.5 after its last ones.
 #pragma once
 
 #include <cutlass/arch/reg_reconfig.h>
 
 #include "arch/any/dependent_grids.cuh"
 #include "attention/sm90/few_heads/consumer.cuh"
+#include "few_heads_team_weights.cuh"
 #include "few_heads_team_work.cuh"
 #include "launch.h"
 #include "producer.cuh"
@@ -31,35 +30,87 @@ namespace dsa::sm90::decode_few_heads {
 // FP8 rows are fetched by a warpgroup of their own (raw_rows.cuh); rows of a bf16 cache are copied as they are.
 template <class Format>
 constexpr bool kFetches = Format::kNope > 0;
-struct Nothing {};
-template <class Format>
-using Raw = std::conditional_t<kFetches<Format>, RawBlock<Format>, Nothing>;
-
 template <class Format>
 constexpr int kThreads = 2 * 128 + kProducerWarps * 32 + (kFetches<Format> ? kFetchWarps * 32 : 0);
-// 2 * (128 + 80) + 64 = 480 a lane of five warpgroups: all there are. (Four have 512.)
-constexpr int kConsumerRegisters = 128, kFetchRegisters = 64;
+// 2 * (128 + 80) + 64 = 480 a lane of five warpgroups, and 2 * (144 + 112) = 512 of four: what a CTA starts with. (Who
+// asks for more waits for ever.)
+template <class Format>
+constexpr uint32_t kConsumerRegisters = kFetches<Format> ? 128 : 144;
 template <class Format>
 constexpr uint32_t kProducerRegisters = kFetches<Format> ? 80 : 112;
+constexpr uint32_t kFetchRegisters = 64;
 
-template <class Format, int kHeads>
-using Config = few_heads::Config<Format::kHeadDim, kHeads, kProducerWarps,
-                                 kFetches<Format> ? Format::kNope / kTileCols : few_heads::kAllTiles,
-                                 kFetches<Format> ? int(sizeof(Raw<Format>)) : 0>;
+template <class Format, int kHeads, bool kTeam, int kRawBytes>
+using ConfigWith =
+    few_heads::Config<Format::kHeadDim, kHeads, kProducerWarps,
+                      kFetches<Format> ? Format::kNope / kTileCols : few_heads::kAllTiles, kTeam, kRawBytes>;
 
-template <class Format, int kHeads>
-struct SharedStorage : Config<Format, kHeads>::SharedStorage {
-  Raw<Format> raw;
-  LineWalk<2>::Walks walks[kProducerWarps];
-  DecodeRange ranges[2];  // of each consumer
-  TeamPiece pieces[2];    // the same, in a team
-  TeamBarriers team;
+// What is fetched: as many slots as there is room for, those of one block, or of up to two.
+template <class Format, int kHeads, bool kTeam, int kSlots = 2 * kFedWarps>
+constexpr int raw_slots() {
+  if constexpr (kSlots > kFedWarps && !ConfigWith<Format, kHeads, kTeam, sizeof(RawRows<Format, kSlots>)>::kFits)
+    return raw_slots<Format, kHeads, kTeam, kSlots - 1>();
+  else
+    return kSlots;
+}
+struct Nothing {};
+template <class Format, int kHeads, bool kTeam>
+struct FetchedRows {
+  using Raw = RawRows<Format, raw_slots<Format, kHeads, kTeam>()>;
+  static constexpr int kBytes = sizeof(Raw);
 };
-static_assert(sizeof(SharedStorage<KvV32, 16>) <= 227 * 1024 && sizeof(SharedStorage<KvV4, 16>) <= 227 * 1024);
+template <int kHeads, bool kTeam>
+struct FetchedRows<KvBf16, kHeads, kTeam> {
+  using Raw = Nothing;
+  static constexpr int kBytes = 0;
+};
 
-template <class Config>
+template <class Format, int kHeads, bool kTeam>
+using Config = ConfigWith<Format, kHeads, kTeam, FetchedRows<Format, kHeads, kTeam>::kBytes>;
+
+template <class Format, int kHeads, bool kTeam>
+struct SharedStorage : Config<Format, kHeads, kTeam>::SharedStorage {
+  using Inbox = TeamInbox<kHeads>;
+  using Raw = typename FetchedRows<Format, kHeads, kTeam>::Raw;
+  Raw raw;
+  LineWalk<2>::Walks walks[kFetches<Format> ? kFetchWarps : kProducerWarps];  // of the warps that walk
+  DecodeRange ranges[2];                                                      // of each consumer
+  TeamPiece pieces[2];                                                        // the same, in a team
+  TeamBarriers team;
+
+  // Where a team's inboxes may lie when consumer 0 needs its tiles no more: there, and in a second room, of `bytes`.
+  static constexpr int kOwnBytes = sizeof(SharedStorage::tile[0]);
+  static constexpr bool has_second_room(int bytes, int stat_bytes) {
+    if constexpr (kFetches<Format>)
+      return bytes <= int(sizeof(raw.pair));
+    else
+      return 2 * bytes + stat_bytes <= kOwnBytes;
+  }
+  __device__ __forceinline__ void* own_tiles(int consumer) { return this->tile[consumer]; }
+  __device__ __forceinline__ void* second_room(int bytes) {
+    if constexpr (kFetches<Format>)
+      return raw.pair;
+    else
+      return static_cast<char*>(own_tiles(0)) + bytes;
+  }
+  // Warps of a CTA that must have read what was fetched before.
+  static constexpr int kReaders = kFetches<Format> ? kProducerWarps : 0;
+  // What members tell of their sums, at the end of consumer 0's tiles.
+  __device__ __forceinline__ typename Inbox::MemberStats* stats(int ctas) {
+    return reinterpret_cast<typename Inbox::MemberStats*>(static_cast<char*>(own_tiles(0)) + kOwnBytes -
+                                                          Inbox::all_stat_bytes(ctas));
+  }
+  // [member][head], where consumer 0's probabilities were.
+  __device__ __forceinline__ float* factors() { return reinterpret_cast<float*>(this->p[0][0]); }
+  static_assert(kMostMembers * kHeads * sizeof(float) <= sizeof(SharedStorage::p[0][0]));
+};
+template <class Format, int kHeads, bool kTeam>
+constexpr int kSharedBytes = sizeof(SharedStorage<Format, kHeads, kTeam>);
+static_assert(kSharedBytes<KvV32, 16, false> <= 227 * 1024 && kSharedBytes<KvV32, 16, true> <= 227 * 1024);
+static_assert(kSharedBytes<KvV4, 16, false> <= 227 * 1024 && kSharedBytes<KvV4, 16, true> <= 227 * 1024);
+
+template <class Config, class Shared, bool kTeam>
 struct Sink {
-  using Shared = typename Config::SharedStorage;
   static constexpr int kAhead = 1, kLate = 0;  // (of codes, which bf16 rows have none of)
   static constexpr int kGroups = Config::kGroups, kGroupsAhead = Config::kFirst;
   static constexpr int group_begin(int g) { return Config::group_begin(g); }
@@ -67,9 +118,10 @@ struct Sink {
   static constexpr int column_tile(int position) { return Config::column_tile(position); }
 
   Shared& smem;
+  DecodeParams const& params;
   uint32_t numbers[2] = {0, 0};  // of each consumer's next block
 
-  __device__ __forceinline__ explicit Sink(Shared& smem) : smem(smem) {}
+  __device__ __forceinline__ Sink(Shared& smem, DecodeParams const& params) : smem(smem), params(params) {}
 
   __device__ __forceinline__ uint32_t number(int consumer) const { return consumer == 0 ? numbers[0] : numbers[1]; }
   __device__ __forceinline__ void wait(int consumer, int g) {
@@ -85,6 +137,13 @@ struct Sink {
   __device__ __forceinline__ Barrier& full(int consumer, int g) {
     return smem.full[consumer][Shared::barrier(g, number(consumer))];
   }
+  // The warp has read the last rows that were fetched: a team may write where they were.
+  __device__ __forceinline__ void all_is_read(int lane) {
+    if constexpr (kTeam) {
+      if (!Shared::Inbox::template both_make_room<Shared>(params.team) && lane < params.team)
+        arrive_remotely(remote_address(&smem.team.ready, lane));
+    }
+  }
   __device__ __forceinline__ void next_block(int consumer) {
     numbers[0] += consumer == 0;
     numbers[1] += consumer != 0;
@@ -95,9 +154,9 @@ template <class Format, int kHeads, bool kTeam>
 __global__ void __launch_bounds__(kThreads<Format>, 1)
     sparse_mla_decode_few_heads(__grid_constant__ DecodeParams const params, __grid_constant__ TensorMaps const maps) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
-  using Config = Config<Format, kHeads>;
+  using Config = Config<Format, kHeads, kTeam>;
   extern __shared__ __align__(1024) uint8_t raw[];
-  using Shared = SharedStorage<Format, kHeads>;
+  using Shared = SharedStorage<Format, kHeads, kTeam>;
   auto& smem = *reinterpret_cast<Shared*>(raw);
   // (heads64.cuh: a warp waits for the kernel before from the beginning.)
   if (kTeam && threadIdx.x / 32 == 2) wait_for_grid_before();
@@ -110,12 +169,12 @@ __global__ void __launch_bounds__(kThreads<Format>, 1)
       using Inbox = TeamInbox<kHeads>;
       uint32_t const bytes = Inbox::output_bytes(params);
       if (threadIdx.x == 32)
-        smem.team.init(params.team, Inbox::template both_make_room<Shared>(params.team), Inbox::stat_bytes(params),
-                       bytes);
+        smem.team.init(params.team * Inbox::template makers_of_room<Shared>(params.team), kWeighingWarps<kHeads>,
+                       Inbox::stat_bytes(params), bytes);
     }
   }
   if constexpr (kTeam) {
-    cluster_arrive_relaxed();  // consumers wait for the others, before they first reach into their memory
+    cluster_arrive_relaxed();
     auto const look_up = [&] {
       if (threadIdx.x < 32) {
         TeamPiece const piece = TeamPiece::of(params, threadIdx.x / 16);
@@ -126,8 +185,9 @@ __global__ void __launch_bounds__(kThreads<Format>, 1)
     for (bool again = false;; again = true) {  // lengths are those of before, as yet
       look_up();
       __syncthreads();
-      if (again || !TeamPiece::has_lengths(params)) break;
+      if (again || !params.has_lengths()) break;
     }
+    cluster_wait();  // before anybody reaches into the others' memory
   } else {
     look_up_after_grid_before([&] { return DecodeWork::range(params, DecodeWork::part_of(threadIdx.x / 16)); },
                               smem.ranges, 16, params.plan != nullptr);
@@ -136,7 +196,7 @@ __global__ void __launch_bounds__(kThreads<Format>, 1)
 
   int const warpgroup = __shfl_sync(~0u, threadIdx.x / 128, 0);
   if (warpgroup < 2) {
-    cutlass::arch::warpgroup_reg_alloc<kConsumerRegisters>();
+    cutlass::arch::warpgroup_reg_alloc<kConsumerRegisters<Format>>();
     if constexpr (kTeam) {
       using Work = TeamWork<Config, Shared>;
       few_heads::Consumer<Config, Work>(params, maps, smem, warpgroup).run(Work(params, smem, warpgroup));
@@ -158,12 +218,13 @@ __global__ void __launch_bounds__(kThreads<Format>, 1)
       }
     } else {
       cutlass::arch::warpgroup_reg_dealloc<kProducerRegisters<Format>>();
+      using Sink = Sink<Config, Shared, kTeam>;
       if constexpr (kFetches<Format>)
-        RawProducer<Format, Sink<Config>>(Sink<Config>(smem), smem.raw).run();
+        RawProducer<Format, typename Shared::Raw, Sink>(Sink(smem, params), smem.raw).run();
       else
-        DecodeProducer<Format, decltype(walk()), Sink<Config>>(params, walk(), Sink<Config>(smem)).run();
+        DecodeProducer<Format, decltype(walk()), Sink>(params, walk(), Sink(smem, params)).run();
+      if constexpr (kTeam) weigh<kHeads>(params, smem, threadIdx.x / 32 - 8, threadIdx.x % 32);
     }
-    if constexpr (kTeam) cluster_wait();
   }
 #endif
 }
@@ -173,14 +234,18 @@ template <class Format, int kHeads>
 int most_teams(int ctas, int device) {
   static MostTeams most;
   return most(sparse_mla_decode_few_heads<Format, kHeads, true>, ctas,
-              {kThreads<Format>, sizeof(SharedStorage<Format, kHeads>)}, device);
+              {kThreads<Format>, kSharedBytes<Format, kHeads, true>}, device);
 }
 
 template <class Format, int kHeads>
 cudaError_t launch(SparseMlaDecodeParams const& p, Team const& team, cudaStream_t stream) {
-  return launch_decode(
-      team ? sparse_mla_decode_few_heads<Format, kHeads, true> : sparse_mla_decode_few_heads<Format, kHeads, false>,
-      {kThreads<Format>, sizeof(SharedStorage<Format, kHeads>)}, kHeads, kHeads, p, shape_of(p), team, stream);
+  if (team)
+    return launch_decode(sparse_mla_decode_few_heads<Format, kHeads, true>,
+                         {kThreads<Format>, kSharedBytes<Format, kHeads, true>}, kHeads, kHeads, p, shape_of(p), team,
+                         stream);
+  return launch_decode(sparse_mla_decode_few_heads<Format, kHeads, false>,
+                       {kThreads<Format>, kSharedBytes<Format, kHeads, false>}, kHeads, kHeads, p, shape_of(p), team,
+                       stream);
 }
 
 }  // namespace dsa::sm90::decode_few_heads

@@ -1,26 +1,28 @@
 // Up to 16 heads: a query's keys spread over the consumers of a cluster's CTAs, a team of two for each CTA. They add up
 // their outputs through shared memory, and no second kernel is needed. (team.cuh does so for 64 heads.)
 //
-// Each member finishes an equal share of each warp's columns. At the end of its keys it writes every share of its
-// output, as it was accumulated and as the threads hold it, where the share will be finished; with it go each warp's
-// sums and references. Who finishes adds up what has come in the order of the members: the same bits on every launch.
-// To the own CTA ordinary stores go, to the others asynchronous ones (the network between CTAs gives an SM some 25
-// bytes a nanosecond, and its shared memory 220). Warps send to members in different orders, or all would send to the
-// same one at the same time.
+// Each member finishes an equal share of each warp's columns. At the end of its keys it tells all of its warps' sums
+// and references, and then writes every share of its output, as it was accumulated and as the threads hold it, where
+// the share will be finished. Meanwhile the producer warps work out what each member's outputs count for. Who finishes
+// adds up what has come in the order of the members: the same bits on every launch. To the own CTA ordinary stores go,
+// to the others asynchronous ones (the network between CTAs gives an SM some 25 bytes a nanosecond, and its shared
+// memory 220). Warps send to members in different orders, or all would send to the same one at the same time.
 //
-// Consumer 0 has its blocks before consumer 1. So the inboxes of both take the place of its key tiles and Q, and it has
-// sent everything before consumer 1 has anything to send. (Those of six CTAs, with 16 heads, are larger: each takes the
-// place of its own consumer's tiles.)
+// Consumer 0 has its blocks before consumer 1. So the inboxes of both take the place of what is needed no more then:
+// consumer 0's key tiles, and the rows as they were fetched, if they were. Consumer 0 has sent everything before
+// consumer 1 has anything to send. (Where there is too little room, as of six CTAs with 16 heads of some caches, each
+// takes the place of its own consumer's tiles.)
 //
 //   barrier    arrives                                                    waits
 //   ready      4 warps of consumer 0 (or of both, as said) of all CTAs,   consumers, before they send
-//              when they read keys and Q no more
-//   told       8 warps of the CTA's own consumers, when they have told    consumers, before they weigh
+//              when they read keys no more; 8 producer warps, when
+//              they have read the last rows that were fetched
+//   told       8 warps of the CTA's own consumers, when they have told    producer warps, before they weigh
 //              of their sums; bytes from the others (one thread expects
 //              them from the start)
-//   received   the same, of outputs                                       consumers, before they add up
-//   cluster's  all threads, when the CTA's barriers are there             consumers, before they reach into others;
-//                                                                         producers at their end, as they must
+//   weighed    producer warps that have heads                             consumers, before they add up
+//   received   as told, of outputs                                        consumers, before they add up
+//   cluster's  all threads, when the CTA's barriers are there             all threads, when the work is known
 #pragma once
 
 #include "arch/any/cluster.cuh"
@@ -46,11 +48,26 @@ struct TeamInbox {
   struct WarpStats {
     float4 vector[kStatVectors][4];
   };
+  struct MemberStats {
+    WarpStats warp[4];
+    float4 apart;  // members lie in different banks
+  };
 
-  // Whether the two of a CTA have more than one consumer's tiles have room for.
+  // Of sums, and of outputs for each consumer.
+  static __device__ __forceinline__ constexpr int all_stat_bytes(int ctas) {
+    return 2 * ctas * int(sizeof(MemberStats));
+  }
+  static __device__ __forceinline__ constexpr int bytes(int ctas) {
+    return 2 * ctas * Shares(2 * ctas).each * 128 * int(sizeof(float4));
+  }
+  // Whether each takes the place of its consumer's tiles; and how many warps of a CTA make room.
   template <class Shared>
   static __device__ __forceinline__ constexpr bool both_make_room(int ctas) {
-    return 2 * 2 * ctas * Shares(2 * ctas).each * 128 * sizeof(float4) > sizeof(Shared::tile[0]);
+    return !Shared::has_second_room(bytes(ctas), all_stat_bytes(ctas));
+  }
+  template <class Shared>
+  static __device__ __forceinline__ constexpr int makers_of_room(int ctas) {
+    return both_make_room<Shared>(ctas) ? 8 : 4 + Shared::kReaders;
   }
 
   // First member that a warp sends to, and who so finishes its first share.
@@ -70,12 +87,14 @@ struct TeamInbox {
 };
 
 struct TeamBarriers {
-  Barrier ready, told, received;
+  Barrier ready, told, weighed, received;
 
   // By one thread, before any other touches them.
-  __device__ __forceinline__ void init(int ctas, bool both_make_room, uint32_t stat_bytes, uint32_t output_bytes) {
-    ready.init(ctas * (both_make_room ? 8 : 4));
+  __device__ __forceinline__ void init(int makers_of_room, int weighing_warps, uint32_t stat_bytes,
+                                       uint32_t output_bytes) {
+    ready.init(makers_of_room);
     told.init(1 + 8);
+    weighed.init(weighing_warps);
     received.init(1 + 8);
     cutlass::arch::fence_barrier_init();
     told.arrive_and_expect_tx(stat_bytes);
@@ -115,9 +134,7 @@ class TeamSum {
   }
 
   __device__ __forceinline__ void finish(DecodeParams const& p, int batch, int token) {
-    float factor[kEach];
-    wait_for_remote(smem_.team.told, 0);
-    weigh(p, batch * p.s_q + token, factor);
+    smem_.team.weighed.wait(0);
     wait_for_remote(smem_.team.received, 0);
     int const share = Shares(kMembers).share_of(rank_ * 2 + me_, first_), count = Shares(kMembers).count(share);
     uint32_t packed[kShare][2];
@@ -129,11 +146,11 @@ class TeamSum {
       CUTE_UNROLL
       for (int from = 0; from < kMembers; ++from) {
         float4 const theirs = part(me_, from)[v * 128];
-        float const first = factor_of(factor, from, head), second = factor_of(factor, from, head + 1);
-        acc.x += first * theirs.x;
-        acc.y += second * theirs.y;
-        acc.z += first * theirs.z;
-        acc.w += second * theirs.w;
+        float2 const factor = reinterpret_cast<float2 const&>(smem_.factors()[from * kHeads + head]);
+        acc.x += factor.x * theirs.x;
+        acc.y += factor.y * theirs.y;
+        acc.z += factor.x * theirs.z;
+        acc.w += factor.y * theirs.w;
       }
       packed[v][0] = pack_bf16(acc.x, acc.y);
       packed[v][1] = pack_bf16(acc.z, acc.w);
@@ -160,21 +177,14 @@ class TeamSum {
   static constexpr int kHeads = Config::kHeads, kMine = kHeads / 4, kMembers = 2 * kCtas;
   using Inbox = TeamInbox<kHeads>;
   using Shares = typename Inbox::Shares;
-  using WarpStats = typename Inbox::WarpStats;
   static constexpr int kShare = (Shares::kVectors + kMembers - 1) / kMembers;
-  // weigh(): lanes have a head of every kGroups-th member.
-  static constexpr int kGroups = 32 / kHeads, kEach = (kMembers + kGroups - 1) / kGroups;
   static constexpr bool kBoth = Inbox::template both_make_room<Shared>(kCtas);
-  static_assert(kMembers * kShare * 128 * sizeof(float4) <= sizeof(Shared::tile[0]));
-  static_assert(kMembers * 4 * sizeof(WarpStats) <= sizeof(Shared::q[0]));
+  static_assert(Inbox::bytes(kCtas) + Inbox::all_stat_bytes(kCtas) <= Shared::kOwnBytes);
 
   // This thread's first vector of what a member sends to a consumer: [consumer][member][of a share][thread].
   __device__ __forceinline__ float4* part(int consumer, int from) const {
-    int const place = kBoth ? from : consumer * kMembers + from;
-    return reinterpret_cast<float4*>(smem_.tile[kBoth ? consumer : 0]) + place * kShare * 128 + warp_ * 32 + lane_;
-  }
-  __device__ __forceinline__ WarpStats& stats_of(int from, int warp) const {
-    return reinterpret_cast<WarpStats*>(smem_.q[0])[from * 4 + warp];
+    void* const inbox = kBoth || consumer == 0 ? smem_.own_tiles(consumer) : smem_.second_room(Inbox::bytes(kCtas));
+    return static_cast<float4*>(inbox) + from * kShare * 128 + warp_ * 32 + lane_;
   }
   // 8 heads of 16 columns of bf16, by lanes.
   __device__ __forceinline__ uint2* rows(int v) const {
@@ -221,60 +231,11 @@ class TeamSum {
     if (vector < Inbox::kStatVectors) {
       CUTE_UNROLL
       for (int to = lane_ / 16; to < kCtas; to += 2)
-        Outbox(*this, &stats_of(from, warp_).vector[vector][lane_ % 4], to, smem_.team.told).put(0, mine);
+        Outbox(*this, &smem_.stats(kCtas)[from].warp[warp_].vector[vector][lane_ % 4], to, smem_.team.told)
+            .put(0, mine);
     }
     __syncwarp();
     if (lane_ == 0) smem_.team.told.arrive();
-  }
-
-  // What each member's outputs are multiplied by, for this lane's head of this lane's members. A warp writes the heads'
-  // lse.
-  __device__ __forceinline__ void weigh(DecodeParams const& p, int query, float (&factor)[kEach]) {
-    int const head = lane_ % kHeads;
-    float sum[kEach], reference[kEach], top = negative_infinity(), total = 0.f;
-    CUTE_UNROLL
-    for (int i = 0; i < kEach; ++i) {
-      int const from = i * kGroups + lane_ / kHeads;
-      float weight = 0.f;
-      sum[i] = 0.f;
-      reference[i] = negative_infinity();
-      if (from < kMembers) {
-        CUTE_UNROLL
-        for (int w = 0; w < 4; ++w) {
-          sum[i] += stat(from, w, 0, head);
-          weight += stat(from, w, 1, head);
-        }
-        reference[i] = stat(from, 0, 2, head);
-      }
-      factor[i] = weight == 0.f ? 0.f : sum[i] / weight;
-      top = fmaxf(top, reference[i]);
-    }
-    CUTE_UNROLL
-    for (int mask = kHeads; mask < 32; mask *= 2) top = fmaxf(top, __shfl_xor_sync(~0u, top, mask));
-    top = exponent_offset(top);
-    CUTE_UNROLL
-    for (int i = 0; i < kEach; ++i) {
-      float const w = exp2f(reference[i] - top);
-      factor[i] *= w;
-      total += sum[i] * w;
-    }
-    CUTE_UNROLL
-    for (int mask = kHeads; mask < 32; mask *= 2) total += __shfl_xor_sync(~0u, total, mask);
-    float const sink = p.attn_sink != nullptr && head < p.h_q ? p.attn_sink[head] : negative_infinity();
-    float const scale = output_scale(total, top, sink);
-    CUTE_UNROLL
-    for (int i = 0; i < kEach; ++i) factor[i] *= scale;
-    if (rank_ == 0 && me_ == 0 && warp_ == 0 && lane_ < kHeads && head < p.h_q)
-      p.lse[int64_t(query) * p.h_q + head] = natural_lse(total, top);
-  }
-
-  // which: 0 a warp's sum, 1 its weight, 2 the consumer's reference.
-  __device__ __forceinline__ float stat(int from, int warp, int which, int head) const {
-    int const i = which * kMine + head / 8 * 2 + head % 2;
-    return reinterpret_cast<float const*>(&stats_of(from, warp).vector[i / 4][head % 8 / 2])[i % 4];
-  }
-  __device__ __forceinline__ static float factor_of(float const (&factor)[kEach], int from, int head) {
-    return __shfl_sync(~0u, factor[from / kGroups], from % kGroups * kHeads + head);
   }
 
   Shared& smem_;

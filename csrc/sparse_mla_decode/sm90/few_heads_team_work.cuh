@@ -13,9 +13,6 @@ struct TeamPiece {
   int blocks;      // at least one: where there are no keys it is masked
   KeyRun runs[2];  // in either cache
 
-  static __device__ __forceinline__ bool has_lengths(DecodeParams const& p) {
-    return p.keys[0].length != nullptr || p.keys[1].length != nullptr;
-  }
   // Of a consumer of this CTA, by lengths that may still change.
   static __device__ __forceinline__ TeamPiece of(DecodeParams const& p, int consumer) {
     int query, rank, batch, token;
@@ -59,7 +56,6 @@ class TeamWork {
 
   template <class Stats, class TensorO>
   __device__ __forceinline__ void finish(Stats& stats, TensorO const& rO, int lane, int warp) {
-    cluster_wait();
     // (Only products have read where the others will write, and the warp's lanes have met where they waited for those.)
     bool const makes_room = me_ == 0 || TeamInbox<Config::kHeads>::template both_make_room<Shared>(params_.team);
     if (makes_room && lane < params_.team) arrive_remotely(remote_address(&smem_.team.ready, lane));

@@ -152,7 +152,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   TeamShare share = Work::share(params);
   __syncthreads();
   launch_dependent_grids();
-  if (Work::has_lengths(params)) Work::read_lengths(params, share);
+  if (params.has_lengths()) Work::read_lengths(params, share);
   if (warpgroup < 2) {
     cutlass::arch::warpgroup_reg_alloc<kConsumerRegisters<kColumnCtas>>();
     if (warpgroup == 0)

@@ -11,7 +11,7 @@ template <class Format>
 struct ConvertedRow {
   bool counts;
   char const* place;  // in its cache
-  typename RawRow<Format>::Scales scales;
+  RawScales<Format> scales;
   uint32_t exponents[(Format::kGroups + 3) / 4];  // of scales, biased, a byte each
 
   // From `scales`; whether those of all rows of the warp are simple (attention/fp8.cuh).
@@ -51,9 +51,9 @@ struct ConvertedRow {
   }
 };
 
-template <class Format, class Sink>
+// Raw: a RawRows.
+template <class Format, class Raw, class Sink>
 struct RawProducer {
-  using Raw = RawBlock<Format>;
   static constexpr int kCodeTiles = Format::kNope / kTileCols;
 
   Sink sink;
@@ -61,33 +61,47 @@ struct RawProducer {
   Lane self;
   ConvertedRow<Format> row;
   uint4 codes[kCodeTiles];
+  RawSlot<Raw::kSlots> at;
+  uint32_t blocks = 0;
   int consumer = 0;
 
-  __device__ __forceinline__ RawProducer(Sink const& sink, Raw& raw) : sink(sink), raw(raw) {}
+  __device__ __forceinline__ RawProducer(Sink const& sink, Raw& raw)
+      : sink(sink), raw(raw), at(self.warp() % kFedWarps) {}
 
   __device__ __forceinline__ void run() {
-    for (uint32_t turn = 0; read(turn); turn ^= 1) fill_block(row.take_scales());
+    for (bool last = false; !last;) {
+      uint32_t const kind = read();
+      if (!(kind & BlockKind::kExists)) break;
+      last = kind & Raw::kIsLast;
+      if (last) sink.all_is_read(self.lane());
+      fill_block(row.take_scales());
+      self.forget();
+    }
   }
 
  private:
-  // The next block, if there is one. (All is read at once, whether there is one or not.)
-  __device__ __forceinline__ bool read(uint32_t turn) {
-    int const part = self.warp() * kWarpRows / kFetchRows, r = self.warp() * kWarpRows + self.row();
-    raw.full[part].wait(turn);
+  // The next block; what it is. (All is read at once, whether there is any block or none.)
+  __device__ __forceinline__ uint32_t read() {
+    int const from = self.warp() / kFedWarps, r = self.row();
+    raw.full[self.warp()][blocks % 2].wait(blocks / 2 % 2);
     asm volatile("" ::: "memory");  // (the wait tells the compiler nothing of memory)
-    RawRow<Format> const& its = raw.row[r];
-    uint32_t const kind = raw.kind[part][turn];
-    row.place = its.place[turn];
-    row.scales = its.scales(turn);
+    uint8_t const* const bytes = raw.pair[from][at.slot][r / 2].row(r % 2);
+    uint32_t const kind = raw.kind[from][at.slot];
+    row.place = raw.place[from][at.slot][r];
+    if constexpr (Raw::Pair::kHasScales)
+      row.scales = *reinterpret_cast<uint4 const*>(bytes + Format::kScalesAt);
+    else
+      row.scales = raw.other_scales[from][at.slot][r];
     CUTE_UNROLL
     for (int t = 0; t < kCodeTiles; ++t)
-      codes[t] = *reinterpret_cast<uint4 const*>(its.bytes + t * kTileCols + self.quarter() * 16);
+      codes[t] = *reinterpret_cast<uint4 const*>(bytes + t * kTileCols + self.quarter() * 16);
     __syncwarp();
+    if (self.lane() == 0) raw.empty[from][at.slot].arrive();
+    at.pass(kFedWarps);
+    ++blocks;
     consumer = kind / BlockKind::kOddConsumer & 1;
-    row.counts = kind >> (Raw::kRowBits + r % kFetchRows) & 1;
-    if (kind == 0) return false;
-    if (self.lane() == 0) raw.empty[part].arrive();
-    return true;
+    row.counts = kind >> (Raw::kCountBits + r) & 1;
+    return kind;
   }
 
   static constexpr bool is_code(int position) { return Sink::column_tile(position) < kCodeTiles; }
@@ -103,12 +117,10 @@ struct RawProducer {
     return g;
   }
 
-  // RoPE columns come from memory, so their copy begins first, but for groups that have two places. Of the others
-  // theirs is given back last: all of these are free then.
+  // RoPE columns come from memory, so their copy begins first, but for groups that have two places.
   __device__ __forceinline__ void fill_block(bool simple) {
     constexpr int kRope = rope_position(), kRopeGroup = group_of(kRope),
                   kRopeBefore = kRopeGroup < Sink::kGroupsAhead ? kRopeGroup : Sink::kGroupsAhead;
-    constexpr bool kRopeIsLast = kRopeGroup == Sink::kGroups - 1 && kRopeGroup >= Sink::kGroupsAhead;
     cute::for_each(cute::make_seq<Sink::kGroups>{}, [&](auto g) {
       constexpr int kGroup = decltype(g)::value, kBegin = Sink::group_begin(kGroup), kEnd = Sink::group_end(kGroup);
       if constexpr (kGroup == kRopeBefore) {
@@ -116,12 +128,11 @@ struct RawProducer {
         copy_tile(tile(kRope), row.place + Format::kRopeAt, row.counts, self);
         arrive_after_gather(reinterpret_cast<uint64_t&>(sink.full(consumer, kRopeGroup)));
       }
-      if constexpr (kGroup != kRopeGroup && (kGroup < Sink::kGroupsAhead || !kRopeIsLast)) sink.wait(consumer, kGroup);
+      if constexpr (kGroup != kRopeGroup) sink.wait(consumer, kGroup);
       if constexpr (kGroup == 0) {
         uint32_t const valid = valid_rows(row.counts);
         if (self.lane() == 0) sink.valid_rows(consumer)[self.warp()] = valid;
       }
-      self.forget();
       cute::for_each(cute::make_seq<kEnd - kBegin>{}, [&](auto i) { fill_tile<kBegin + decltype(i)::value>(); });
       if (!simple) fill_again(kBegin, kEnd);
       __syncwarp();  // (no fence for wgmma: the consumers have one after their wait)

@@ -112,8 +112,9 @@ class LineWalk {
     KeyWalk of[kWorkers];
   };
 
-  __device__ __forceinline__ LineWalk(DecodeRange const (&ranges)[kWorkers], Walks (&walks)[kProducerWarps])
-      : walks_(walks[threadIdx.x / 32 % kProducerWarps]) {
+  template <int kWarps>
+  __device__ __forceinline__ LineWalk(DecodeRange const (&ranges)[kWorkers], Walks (&walks)[kWarps])
+      : walks_(walks[threadIdx.x / 32 % kWarps]) {
     if (threadIdx.x % 32 < kWorkers) walks_.of[threadIdx.x % 32] = KeyWalk(ranges[threadIdx.x % 32]);
     __syncwarp();
   }

@@ -38,9 +38,6 @@ class TeamWork {
     cut(p, s);
     return s;
   }
-  static __device__ __forceinline__ bool has_lengths(Params const& p) {
-    return p.keys[0].length != nullptr || p.keys[1].length != nullptr;
-  }
   // And after that end, if one has.
   static __device__ __forceinline__ void read_lengths(Params const& p, TeamShare& s) {
     CUTE_UNROLL

@@ -39,6 +39,7 @@ struct DecodeParams : SparseMlaDecodeParams {
     return {part, head_block * 64, at & (column_ctas - 1)};
   }
 
+  __device__ __forceinline__ bool has_lengths() const { return keys[0].length != nullptr || keys[1].length != nullptr; }
   __device__ __forceinline__ static int length(KvSelection const& s, int batch, int token) {
     if (s.length == nullptr) return s.topk;
     return min(max(load_past_l1(s.length + batch * s.length_stride_batch + token * s.length_stride_token), 0), s.topk);

@@ -27,12 +27,13 @@ struct Products<16> {
 constexpr int kAllTiles = -1;
 
 // kHeads: columns of both products; h_q may be less. kCopiedTile: the column tile that the producer fills by copies of
-// its threads, or kAllTiles; its warps write the others themselves. kProducerBytes: of shared memory, that the
-// producers need for themselves.
-template <int kDQk_, int kHeads_, int kProducerWarps, int kCopiedTile, int kProducerBytes = 0>
+// its threads, or kAllTiles; its warps write the others themselves. kSameQ: whether both consumers work on the same
+// query. kProducerBytes: of shared memory, that the producers need for themselves.
+template <int kDQk_, int kHeads_, int kProducerWarps, int kCopiedTile, bool kSameQ_ = false, int kProducerBytes = 0>
 struct Config {
   static_assert(kDQk_ == 576 || kDQk_ == 512);
   static constexpr int kDQk = kDQk_, kHeads = kHeads_;
+  static constexpr bool kSameQ = kSameQ_;
   static constexpr int kTiles = kDQk / kTileCols;
   static constexpr int kQTileElements = kHeads * kTileCols;
   static constexpr uint32_t kQBytes = kHeads * kDQk * sizeof(bf16);
@@ -46,18 +47,18 @@ struct Config {
   // come each where the block before had the same one. So at any time kAhead tiles are free to be filled, as in a ring,
   // but every tile has one or two fixed places, and descriptors are cheap. (Where there is no room, kAhead is 0.)
   static constexpr int kOtherBytes =
-      2 * kQBytes + 4 * kQTileElements * int(sizeof(bf16)) + 96 * kHeads + 896 + kProducerBytes;
+      (kSameQ ? 1 : 2) * kQBytes + 4 * kQTileElements * int(sizeof(bf16)) + 96 * kHeads + 640 + kProducerBytes;
   static constexpr int kBuffers = (227 * 1024 - kOtherBytes) / (2 * kTileElements * int(sizeof(bf16)));
   static constexpr int kFree = kBuffers - kTiles, kOutTilesPerKeyTile = kTileElements / kQTileElements;
   static constexpr int kAhead = kFree * kOutTilesPerKeyTile >= kValueTiles ? kFree : 0;  // (for kLastGroup, below)
-  static_assert(kFree >= 0 && kAhead < kTiles);
+  static constexpr bool kFits = kFree >= 0;
+  static_assert(kAhead < kTiles);
   // Which column tile comes at a position of a block. The one that is no values comes last: its place is free early.
   static constexpr int column_tile(int position) {
     return position < kAhead         ? kValueTiles - kAhead + position
            : position == kValueTiles ? kValueTiles
                                      : position - kAhead;
   }
-  static constexpr bool is_value(int position) { return column_tile(position) < kValueTiles; }
   // Tiles are announced and released in groups, since every wait costs: the first kAhead tiles, then two or three each.
   static constexpr int kFirst = kAhead > 0;  // groups that have two places
   static constexpr int kGroups = kFirst + (kTiles - kAhead + 2) / 3;
@@ -80,7 +81,7 @@ struct Config {
 
   struct SharedStorage {
     alignas(1024) bf16 tile[2][kBuffers][kTileElements];
-    alignas(1024) bf16 q[2][kTiles * kQTileElements];
+    alignas(1024) bf16 q[kSameQ ? 1 : 2][kTiles * kQTileElements];
     alignas(1024) bf16 p[2][2][kQTileElements];  // probabilities of each consumer's blocks, by turns:
                                                  // a warp may be one block ahead of another that still multiplies
     float sum[2][4][kHeads];                     // of each consumer's warps, at a query's end
@@ -92,6 +93,7 @@ struct Config {
     // Of a group; the first group has two, by turns.
     // barrier      arrives                                                     waits
     // q_full[c]    TMA (one thread + bytes)                                    consumer c, before a query's first K Q^T
+    //              (of one Q for both: q_full[0], both)
     // full[c]      producer warps, and their lanes' copies (has_copies)       consumer c, before a group's K Q^T
     // empty[c]     4 warps of consumer c, after a group's last product         the producer
     Barrier q_full[2], full[2][kGroups + 1], empty[2][kGroups + 1];

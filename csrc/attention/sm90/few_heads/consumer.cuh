@@ -57,7 +57,7 @@ struct Consumer {
 
   __device__ __forceinline__ void run(Work work) {
     if (work.done()) return;
-    if (thread == 0) load_q(work.tile());
+    if (thread == 0 && (me == 0 || !Config::kSameQ)) load_q(work.tile());
     while (!work.done()) {
       auto const tile = work.tile();
       int const blocks = work.blocks();
@@ -65,14 +65,14 @@ struct Consumer {
       stats.reset();
       CUTE_UNROLL
       for (int m = 0; m < kValueTiles; ++m) clear(rO[m]);
-      smem.q_full[me].wait(q_phase);
+      smem.q_full[my_q()].wait(q_phase);
       q_phase ^= 1;
 #pragma unroll 1
       for (int b = 1; b < blocks; ++b) {
-        add_block(false, [] {});
+        add_block(b == 1, false, [] {});
         ++block;
       }
-      add_block(true, [&] {
+      add_block(blocks == 1, true, [&] {
         if (thread == 0 && !work.done()) load_q(work.tile());
       });
       if constexpr (Work::kTeam)
@@ -87,16 +87,28 @@ struct Consumer {
   // Heads past the last read as zero.
   template <class Tile>
   __device__ __forceinline__ void load_q(Tile const& tile) {
-    smem.q_full[me].arrive_and_expect_tx(Config::kQBytes);
+    smem.q_full[my_q()].arrive_and_expect_tx(Config::kQBytes);
     CUTE_UNROLL
     for (int t = 0; t < Config::kTiles; ++t)
-      SM90_TMA_LOAD_4D::copy(&maps.q, reinterpret_cast<uint64_t*>(&smem.q_full[me]),
+      SM90_TMA_LOAD_4D::copy(&maps.q, reinterpret_cast<uint64_t*>(&smem.q_full[my_q()]),
                              static_cast<uint64_t>(TMA::CacheHintSm90::EVICT_FIRST),
-                             smem.q[me] + t * Config::kQTileElements, t * kTileCols, tile.head, tile.token, tile.batch);
+                             smem.q[my_q()] + t * Config::kQTileElements, t * kTileCols, tile.head, tile.token,
+                             tile.batch);
   }
 
   __device__ __forceinline__ bf16* key_tile(int position) const {
     return smem.tile[me][Shared::buffer(position, block)];
+  }
+  __device__ __forceinline__ int my_q() const { return Config::kSameQ ? 0 : me; }
+  // Positions of a group's tiles, with their column tiles. (As constants: the compiler may not fold these functions,
+  // and would index registers.)
+  template <int kGroup, class F>
+  static __device__ __forceinline__ void for_each_position(F const& f) {
+    constexpr int kBegin = Config::group_begin(kGroup), kEnd = Config::group_end(kGroup);
+    for_each(make_seq<kEnd - kBegin>{}, [&](auto i) {
+      constexpr int kPosition = kBegin + i;
+      f(Int<kPosition>{}, Int<Config::column_tile(kPosition)>{});
+    });
   }
   __device__ __forceinline__ bf16* probabilities() const { return smem.p[me][block % 2]; }
 
@@ -109,56 +121,57 @@ struct Consumer {
     if (lane == 0) smem.empty[me][Shared::barrier(g, block)].arrive();
   }
 
-  // O^T += V^T P^T of this consumer's next block. Of a query's last one a group of tiles is kept for finish_query; or
-  // all, where no keys come any more.
-  // q_is_free: called when nobody reads Q for this block any more.
+  // O^T += V^T P^T of this consumer's next block. A query's first one gives references. Of the last one a group of
+  // tiles is kept for finish_query; or all, where no keys come any more. q_is_free: called when nobody reads Q for this
+  // block any more.
   template <class F>
-  __device__ __forceinline__ void add_block(bool last, F const& q_is_free) {
+  __device__ __forceinline__ void add_block(bool first, bool last, F const& q_is_free) {
     Frag rS;
     warpgroup_fence_operand(rS);
-    CUTE_UNROLL
-    for (int g = 0; g < Config::kGroups; ++g) {
+    for_each(make_seq<Config::kGroups>{}, [&](auto g) {
       wait_group(g);
       warpgroup_arrive();
-      CUTE_UNROLL
-      for (int p = Config::group_begin(g); p < Config::group_end(g); ++p)
+      for_each_position<g>([&](auto p, auto column_tile) {
         mma_ss(typename Config::MmaKQ{}, make_tensor(make_smem_ptr(opaque(key_tile(p))), KeyLayout{}),
-               make_tensor(make_smem_ptr(opaque(smem.q[me] + Config::column_tile(p) * Config::kQTileElements)),
+               make_tensor(make_smem_ptr(opaque(smem.q[my_q()] + column_tile * Config::kQTileElements)),
                            typename Config::HeadLayout{}),
                rS, thread, p == 0);
-    }
+      });
+    });
     warpgroup_commit_batch();
     uint64_t const valid = smem.valid[me][block % 2];
     warpgroup_wait<0>();
     warpgroup_fence_operand(rS);
 
     mask_scores(rS, valid, lane, warp);
-    auto packed = make_tensor<uint32_t>(Int<size(Frag{}) / 2>{});
-    stats.exponentiate(rS, packed, scale_log2);
-    store_transposed(packed, probabilities(), lane, warp);
-    cutlass::arch::fence_view_async_shared();
-    bool const exceeds = __any_sync(~0u, stats.exceeds(rS, scale_log2));
-    if (lane == 0) smem.exceeds[me][block % 2][warp] = exceeds;
-    meet();
+    bool moves = first;
+    if (!first) {
+      auto packed = make_tensor<uint32_t>(Int<size(Frag{}) / 2>{});
+      stats.exponentiate(rS, packed, scale_log2);
+      store_transposed(packed, probabilities(), lane, warp);
+      cutlass::arch::fence_view_async_shared();
+      bool const exceeds = __any_sync(~0u, stats.exceeds(rS, scale_log2));
+      if (lane == 0) smem.exceeds[me][block % 2][warp] = exceeds;
+      meet();
+      // Neither rescales O as a rule (attention/softmax_math.cuh).
+      moves = reinterpret_cast<uint32_t const&>(smem.exceeds[me][block % 2]) != 0;
+    }
+    if (moves) move_references(rS);
     q_is_free();
-    // Neither rescales O as a rule (attention/softmax_math.cuh).
-    if (reinterpret_cast<uint32_t const&>(smem.exceeds[me][block % 2]) != 0) move_references(rS);
 
     CUTE_UNROLL
     for (int m = 0; m < kValueTiles; ++m) warpgroup_fence_operand(rO[m]);
     bool const keeps_all = Work::kTeam && last;
     warpgroup_arrive();
-    CUTE_UNROLL
-    for (int i = 0; i < Config::kGroups; ++i) {
-      int const g = Config::value_group(i);
-      CUTE_UNROLL
-      for (int p = Config::group_begin(g); p < Config::group_end(g); ++p)
-        if (Config::is_value(p))
+    for_each(make_seq<Config::kGroups>{}, [&](auto i) {
+      for_each_position<Config::value_group(i)>([&](auto p, auto column_tile) {
+        if constexpr (column_tile < kValueTiles)
           mma_ss(typename Config::MmaVP{}, make_tensor(make_smem_ptr(opaque(key_tile(p))), ValueLayout{}),
-                 make_tensor(make_smem_ptr(opaque(probabilities())), typename Config::HeadLayout{}),
-                 rO[Config::column_tile(p)], thread, false);
+                 make_tensor(make_smem_ptr(opaque(probabilities())), typename Config::HeadLayout{}), rO[column_tile],
+                 thread, false);
+      });
       if (!keeps_all || i == Config::kGroups - 1) warpgroup_commit_batch();
-    }
+    });
     stats.add(rS, scale_log2);  // while the products run
     for_each(make_seq<Config::kGroups>{}, [&](auto i) {
       constexpr bool kLast = i == Config::kGroups - 1;
