@@ -94,8 +94,8 @@ SURVIVORS = (
         source=r"few_heads/consumer\.cuh:(173|178) |raw_producer\.cuh:131 ",
     ),
     Survivor(
-        "Serves groups with codes, which lanes write themselves. The first of 8 heads of v4 is RoPE's tile alone, which "
-        "is copied.",
+        "Serves groups with codes, which lanes write themselves. The first of 8 heads of v4 is RoPE's tile alone, "
+        "which is copied.",
         kernel="sparse_mla_decode_few_heads<.*KvV4",
         instruction=r"bar\.warp\.sync",
         source=r"sparse_mla_decode/sm90/raw_producer\.cuh:138 ",
