@@ -98,6 +98,20 @@ setp.lt.u32 P, %thread, 32;
     assert re.search(r"mbarrier at dynamic offset 0, parity 0: phase 0, 40 of 40", stopped(emulator, body))
 
 
+def test_more_registers_than_a_cta_has(emulator):
+    """Of 512 threads each has 128 when the CTA starts."""
+
+    def half_and_half(less: int, more: int) -> str:
+        pick = ".reg .pred P;\nsetp.lt.u32 P, %thread, 256;\n@P bra $fewer;\n"
+        return f"{pick}setmaxnreg.inc.sync.aligned.u32 {more};\nret;\n$fewer:\nsetmaxnreg.dec.sync.aligned.u32 {less};"
+
+    program = Program("even", kernel(half_and_half(120, 136), 1), {"out": np.zeros(4, np.uint32)}, (), threads=512)
+    emulated.run(emulator, program)
+    report = stopped(emulator, half_and_half(120, 144), threads=512)
+    assert "deadlock" in report and "waits for registers: it has 128, and" in report
+    assert "136 registers are not less than 128" in stopped(emulator, half_and_half(136, 136), threads=512)
+
+
 def test_mbarriers_and_barriers(emulator):
     assert "not initialised" in stopped(emulator, "mbarrier.arrive.shared.b64 _, [%window];")
     twice = "mbarrier.init.shared.b64 [%window], 1;\nmbarrier.arrive.shared.b64 _, [%window], 2;"

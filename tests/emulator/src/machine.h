@@ -20,7 +20,7 @@ using Task = std::function<void()>;
 
 // Lanes that stand at one instruction. A warp is several of these where it has diverged.
 struct Group {
-  enum Wait : u8 { kNone, kMbarrier, kNamedBarrier, kConvergence, kCluster, kWgmma };
+  enum Wait : u8 { kNone, kMbarrier, kNamedBarrier, kConvergence, kCluster, kWgmma, kRegisters };
   u32 mask;
   i32 pc = 0;
   Wait wait = kNone;
@@ -100,6 +100,7 @@ struct Warp {
   std::vector<Group> groups;
   int current = 0;  // the group that is running
   u64 executed = 0;
+  u32 lane_registers = 0;  // as the device gives them out (setmaxnreg); `registers` holds all that PTX names
   int cluster_phase = 0;  // when it arrived
   bool at_cluster_barrier = false;
 
@@ -152,6 +153,7 @@ struct Cta {
   std::vector<Warp> warps;
   std::vector<u8> registers, local;
   NamedBarrier named[16];
+  u32 free_registers;       // a lane, that warps have given back; summed up over warps
   std::set<u32> mbarriers;  // offsets of those initialised
   std::vector<u32> tmem;    // 128 lanes x 512 columns
   u32 tmem_allocated = 0;

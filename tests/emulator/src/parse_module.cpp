@@ -128,6 +128,7 @@ class ModuleParser {
     std::string const directives = source_.substr(close + 1, body - close - 1);
     kernel->max_threads = directive(directives, ".maxntid");
     kernel->required_threads = directive(directives, ".reqntid");
+    kernel->min_ctas = directive(directives, ".minnctapersm");
     directive(directives, ".reqnctapercluster", kernel->cluster);
     kernel->lines = lines_;
     auto const begin = source_.begin();

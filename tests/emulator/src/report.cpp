@@ -40,6 +40,8 @@ std::string waits_for(Warp const& w, Group const& g) {
     case Group::kConvergence: return "the warp's other lanes";
     case Group::kCluster: return "the cluster's barrier";
     case Group::kWgmma: return "wgmma of the other warps";
+    case Group::kRegisters:
+      return formatted("registers: it has %u, and %u are free", w.lane_registers, w.cta->free_registers);
     default: return "nothing";
   }
 }

@@ -37,7 +37,9 @@ u32 active_lanes(Warp const& w, Instruction const& i, u32 mask) {
 // Those who wait for a state rather than for each other look at it again.
 void wake(Warp& w) {
   for (Group& g : w.groups)
-    if (g.wait == Group::kMbarrier || g.wait == Group::kCluster || g.wait == Group::kWgmma) g.wait = Group::kNone;
+    if (g.wait == Group::kMbarrier || g.wait == Group::kCluster || g.wait == Group::kWgmma ||
+        g.wait == Group::kRegisters)
+      g.wait = Group::kNone;
 }
 
 void exit_lanes(Warp& w, u32 lanes) {
@@ -186,6 +188,12 @@ class ClusterRun {
  private:
   u32 threads() const { return launch_.block[0] * launch_.block[1] * launch_.block[2]; }
   u32 warp_count() const { return (threads() + kLanes - 1) / kLanes; }
+  // What ptxas gives a kernel that sets them: all that there are, in eights.
+  u32 lane_registers() const {
+    constexpr u32 kOfSm = 65536, kMost = 256;
+    u32 const ctas = std::max(kernel_.min_ctas, 1u), most = kernel_.max_threads ? kernel_.max_threads : threads();
+    return std::min(kOfSm / ctas / most / 8 * 8, kMost);
+  }
 
   u64 executed() const {
     u64 sum = 0;
@@ -230,6 +238,7 @@ class ClusterRun {
     poison_registers(cta);
     cta.local.assign(size_t(warp_count()) * kLanes * kernel_.local, 0xff);
     std::fill_n(cta.named, std::size(cta.named), NamedBarrier{});
+    cta.free_registers = 0;
     cta.mbarriers.clear();
     cta.tmem_allocated = 0;
     for (UnfencedWrite const& write : cta.writes) cta.unfenced[write.line] = {};
@@ -240,6 +249,7 @@ class ClusterRun {
       w.reached.resize(kernel_.code.size());
       w.cta = &cta;
       w.id = int(n);
+      w.lane_registers = lane_registers();
       w.code = kernel_.code.data();
       w.registers = cta.registers.data() + size_t(n) * kernel_.register_bytes;
       u32 const lanes = std::min(u32(kLanes), threads() - n * kLanes);
