@@ -101,7 +101,7 @@ struct Warp {
   int current = 0;  // the group that is running
   u64 executed = 0;
   u32 lane_registers = 0;  // as the device gives them out (setmaxnreg); `registers` holds all that PTX names
-  int cluster_phase = 0;  // when it arrived
+  int cluster_phase = 0;   // when it arrived
   bool at_cluster_barrier = false;
 
   // wgmma is collective: task number n of all four warps of a warpgroup runs at once.

@@ -67,7 +67,7 @@ struct Kernel {
   std::vector<Instruction> code;
   u32 register_bytes = 0;  // of a warp
   u32 static_shared = 0;
-  u32 local = 0;                                               // bytes a thread
+  u32 local = 0;                                                             // bytes a thread
   u32 max_threads = 0, required_threads = 0, min_ctas = 0, cluster[3] = {};  // 0: not given
   int arch = 0;
   bool has_wgmma = false;
