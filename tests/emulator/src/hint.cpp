@@ -26,6 +26,12 @@ void set_registers(Warp& w, Instruction const& i, u32 mask) {
 
 }  // namespace
 
+u32 first_registers(Kernel const& kernel, u32 threads) {
+  constexpr u32 kOfSm = 65536, kMost = 256;
+  u32 const ctas = std::max(kernel.min_ctas, 1u), most = kernel.max_threads ? kernel.max_threads : threads;
+  return std::min(kOfSm / ctas / most / 8 * 8, kMost);
+}
+
 Execute decode_hint(Instruction& i, Mnemonic& m) {
   std::string const& root = m.root();
   if (root == "trap") return trap;

@@ -185,6 +185,9 @@ struct Cluster {
 // Runs the launch and returns the number of warp instructions; a Fault says where it happened.
 u64 run_launch(Launch& launch);
 
+// A lane's, of a kernel that sets them (setmaxnreg): what ptxas gives it, all that there are, in eights.
+u32 first_registers(Kernel const& kernel, u32 threads);
+
 // Whether all of `lanes` that still live stand here. If not, the group waits, and the instruction runs again once they
 // do: the caller returns at once.
 bool converged(Warp& warp, u32 lanes);

@@ -188,12 +188,6 @@ class ClusterRun {
  private:
   u32 threads() const { return launch_.block[0] * launch_.block[1] * launch_.block[2]; }
   u32 warp_count() const { return (threads() + kLanes - 1) / kLanes; }
-  // What ptxas gives a kernel that sets them: all that there are, in eights.
-  u32 lane_registers() const {
-    constexpr u32 kOfSm = 65536, kMost = 256;
-    u32 const ctas = std::max(kernel_.min_ctas, 1u), most = kernel_.max_threads ? kernel_.max_threads : threads();
-    return std::min(kOfSm / ctas / most / 8 * 8, kMost);
-  }
 
   u64 executed() const {
     u64 sum = 0;
@@ -249,7 +243,7 @@ class ClusterRun {
       w.reached.resize(kernel_.code.size());
       w.cta = &cta;
       w.id = int(n);
-      w.lane_registers = lane_registers();
+      w.lane_registers = first_registers(kernel_, threads());
       w.code = kernel_.code.data();
       w.registers = cta.registers.data() + size_t(n) * kernel_.register_bytes;
       u32 const lanes = std::min(u32(kLanes), threads() - n * kLanes);
