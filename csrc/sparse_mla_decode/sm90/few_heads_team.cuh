@@ -135,7 +135,7 @@ class TeamSum {
 
   __device__ __forceinline__ void finish(DecodeParams const& p, int batch, int token) {
     smem_.team.weighed.wait(0);
-    wait_for_remote(smem_.team.received, 0);
+    smem_.team.received.wait(0);
     int const share = Shares(kMembers).share_of(rank_ * 2 + me_, first_), count = Shares(kMembers).count(share);
     uint32_t packed[kShare][2];
     CUTE_UNROLL

@@ -28,7 +28,7 @@ __device__ __forceinline__ void weigh(DecodeParams const& p, Shared& smem, int w
     return x;
   };
 
-  wait_for_remote(smem.team.told, 0);
+  smem.team.told.wait(0);
   float sum = 0.f, weight = 0.f, reference = negative_infinity();
   if (member < 2 * p.team) {
     auto const& theirs = smem.stats(p.team)[member];

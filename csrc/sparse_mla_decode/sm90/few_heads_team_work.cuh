@@ -62,7 +62,7 @@ class TeamWork {
     auto const plus = [](float a, float b) { return a + b; };
     few_heads::reduce_over_keys(stats.sum, plus);
     few_heads::reduce_over_keys(stats.weight, plus);
-    wait_for_remote(smem_.team.ready, 0);
+    smem_.team.ready.wait(0);
     add_up(stats, rO, lane, warp);
   }
 
@@ -91,8 +91,8 @@ class TeamWalk {
       : pieces_(pieces), runs_{pieces[1].runs[0], pieces[0].runs[0]} {}
 
   // What the next block is, and this thread's index in it.
-  template <class Lane>
-  __device__ __forceinline__ uint32_t take(DecodeParams const&, Lane const& self, int& index) {
+  template <class Thread>
+  __device__ __forceinline__ uint32_t take(DecodeParams const&, Thread const& self, int& index) {
     for (int i = 0; i < 2; ++i) {
       KeyRun const other = runs_[1];
       runs_[1] = runs_[0];

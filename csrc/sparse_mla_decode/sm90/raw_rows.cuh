@@ -38,9 +38,10 @@ using RawScales = std::conditional_t<Format::kScalesInLine, uint4, uint2>;
 
 // A fetching warp has room for kSlots times the eight rows of a producer warp, which its warps get by turns.
 //
-//   barrier          arrives                                                           waits
-//   full, of a warp  a fetching thread, when all else is written, + bytes of rows      the producer warp, before it
-//   reads empty, of a slot the producer warp that had it, when it has read                   the fetching warp
+//   barrier          arrives                                                      waits
+//   full, of a warp  a fetching thread, when all else is written, + bytes         the producer warp, before it reads
+//   empty, of a slot the producer warp that had it, when it has read              the fetching warp
+//
 // (A warp's full barriers are for its blocks by turns. One of a slot would be waited for by two warps, each of which
 // does not know what the other has seen.)
 template <class Format, int kSlots_>

@@ -59,8 +59,8 @@ struct BlockKind {
 };
 
 // The thread's index in the next block of a run: -1 if its key does not count.
-template <class Lane>
-__device__ __forceinline__ int load_index(KeyRun const& run, Lane const& self) {
+template <class Thread>
+__device__ __forceinline__ int load_index(KeyRun const& run, Thread const& self) {
   return self.place() < run.count ? __ldg(run.idx + self.place()) : -1;
 }
 
@@ -120,8 +120,8 @@ class LineWalk {
   }
 
   // What the next block is, and this thread's index in it.
-  template <class Lane>
-  __device__ __forceinline__ uint32_t take(DecodeParams const& params, Lane const& self, int& index) {
+  template <class Thread>
+  __device__ __forceinline__ uint32_t take(DecodeParams const& params, Thread const& self, int& index) {
     for (int i = 0; i < kWorkers; ++i) {
       if constexpr (kWorkers == 2) {
         KeyRun const other = runs_[1];
@@ -141,8 +141,8 @@ class LineWalk {
   }
 
  private:
-  template <class Lane>
-  __device__ __forceinline__ void open_run(DecodeParams const& params, Lane const& self) {
+  template <class Thread>
+  __device__ __forceinline__ void open_run(DecodeParams const& params, Thread const& self) {
     KeyWalk walk = walks_.of[turn_];
     __syncwarp();  // all lanes have it
     runs_[0] = walk.next_run(params);

@@ -170,7 +170,7 @@ class TeamSum {
                    barrier = remote_address(&smem_.team.received, to);
     float scale[kTiles][2];
     find_scales<0, 1>(rO, scale);
-    wait_for_remote(smem_.team.free, 0);
+    smem_.team.free.wait(0);
     CUTE_UNROLL
     for (int t = 0; t < kTiles; ++t) {
       if (t == 1) {
@@ -215,7 +215,7 @@ class TeamSum {
   // To every CTA, of each tile of its share: four lanes have two rows and their neighbours each.
   __device__ __forceinline__ void send_factors() const {
     float scale[2], offset[2];
-    wait_for_remote(smem_.team.told, 0);
+    smem_.team.told.wait(0);
     weigh(scale, offset);
     smem_.team.staged[me_][warp_].wait(0);
     float const* const references = smem_.reference[heads64::kOdd];  // which the even consumer has adopted
@@ -254,7 +254,7 @@ class TeamSum {
     auto* const out = static_cast<__nv_bfloat16*>(p_.out) + batch * p_.out_stride_batch + token * p_.out_stride_token +
                       head * p_.out_stride_head + me_ * heads64::kHalfV + smem_.team.column_cta * Config::kOwnV +
                       lane_ % 4 / 2 * 8;
-    wait_for_remote(smem_.team.received, 0);
+    smem_.team.received.wait(0);
     int const others = p_.team - 1;
     for (int v = begin; v < count; v += 2) {
       int const tile = (first + v) / kTileVectors - first_tile;
