@@ -100,6 +100,15 @@ struct SharedStorage : Config<Format, kHeads, kTeam>::SharedStorage {
     return reinterpret_cast<typename Inbox::MemberStats*>(static_cast<char*>(own_tiles(0)) + kOwnBytes -
                                                           Inbox::all_stat_bytes(ctas));
   }
+  // What a consumer leaves of its sums, by warps: where it would have put its next probabilities.
+  __device__ __forceinline__ auto& sums_left(int consumer) {
+    using Sums = typename Inbox::WarpSums[4];
+    static_assert(sizeof(Sums) <= sizeof(this->p[0][0]));
+    return *reinterpret_cast<Sums*>(this->p[consumer][pieces[consumer].blocks % 2]);
+  }
+  __device__ __forceinline__ typename Inbox::LaneHeads* references_left(int consumer) {
+    return reinterpret_cast<typename Inbox::LaneHeads*>(this->top[consumer][0]);
+  }
   // [member][head], where consumer 0's probabilities were.
   __device__ __forceinline__ float* factors() { return reinterpret_cast<float*>(this->p[0][0]); }
   static_assert(kMostMembers * kHeads * sizeof(float) <= sizeof(SharedStorage::p[0][0]));

@@ -1,12 +1,13 @@
 // Up to 16 heads: a query's keys spread over the consumers of a cluster's CTAs, a team of two for each CTA. They add up
 // their outputs through shared memory, and no second kernel is needed. (team.cuh does so for 64 heads.)
 //
-// Each member finishes an equal share of each warp's columns. At the end of its keys it tells all of its warps' sums
-// and references, and then writes every share of its output, as it was accumulated and as the threads hold it, where
-// the share will be finished. Meanwhile the producer warps work out what each member's outputs count for. Who finishes
-// adds up what has come in the order of the members: the same bits on every launch. To the own CTA ordinary stores go,
-// to the others asynchronous ones (the network between CTAs gives an SM some 25 bytes a nanosecond, and its shared
-// memory 220). Warps send to members in different orders, or all would send to the same one at the same time.
+// Each member finishes an equal share of each warp's columns. At the end of its keys it leaves its threads' sums and
+// its references to a producer warp, and writes every share of its output, as it was accumulated and as the threads
+// hold it, where the share will be finished. Meanwhile that warp adds up the sums and tells all CTAs, and the producer
+// warps work out what each member's outputs count for (few_heads_team_weights.cuh). Who finishes adds up what has come
+// in the order of the members: the same bits on every launch. To the own CTA ordinary stores go, to the others
+// asynchronous ones (the network between CTAs gives an SM some 25 bytes a nanosecond, and its shared memory 220). Warps
+// send to members in different orders, or all would send to the same one at the same time.
 //
 // Consumer 0 has its blocks before consumer 1. So the inboxes of both take the place of what is needed no more then:
 // consumer 0's key tiles, and the rows as they were fetched, if they were. Consumer 0 has sent everything before
@@ -14,14 +15,15 @@
 // takes the place of its own consumer's tiles.)
 //
 //   barrier    arrives                                                    waits
-//   ready      4 warps of consumer 0 (or of both, as said) of all CTAs,   consumers, before they send
+//   ready      4 warps of consumer 0 (or of both, as said) of all CTAs,   who sends or tells, before it does
 //              when they read keys no more; 8 producer warps, when
 //              they have read the last rows that were fetched
-//   told       8 warps of the CTA's own consumers, when they have told    producer warps, before they weigh
-//              of their sums; bytes from the others (one thread expects
-//              them from the start)
+//   summed[c]  4 warps of consumer c, when their sums are there           the producer warp that tells
+//   told       2 producer warps, when they have told the own CTA of the   producer warps, before they weigh
+//              consumers' sums; bytes from the others (one thread
+//              expects them from the start)
 //   weighed    producer warps that have heads                             consumers, before they add up
-//   received   as told, of outputs                                        consumers, before they add up
+//   received   8 warps of the own consumers, and bytes from the others    consumers, before they add up
 //   cluster's  all threads, when the CTA's barriers are there             all threads, when the work is known
 #pragma once
 
@@ -42,16 +44,18 @@ struct TeamInbox {
   // Of O^T a thread has for every 64 value columns and 8 heads one vector of four floats: two columns, two heads.
   static constexpr int kHeadVectors = kHeads / 8, kVectors = kValueTiles * kHeadVectors;
   using Shares = TeamShares<kVectors>;
-  // A warp tells of its keys: sums, weights (few_heads/softmax.cuh) and the consumer's references of a lane's kMine
-  // heads, by four lanes that have all heads; as vectors, [vector][lane].
+  // What is told of a consumer: sums, weights (few_heads/softmax.cuh) and references of a lane's kMine heads, by four
+  // lanes that have all heads; as vectors, [vector][lane].
   static constexpr int kMine = kHeads / 4, kStatVectors = (3 * kMine + 3) / 4;
-  struct WarpStats {
-    float4 vector[kStatVectors][4];
-  };
   struct MemberStats {
-    WarpStats warp[4];
+    float4 vector[kStatVectors][4];
     float4 apart;  // members lie in different banks
   };
+  // What a consumer leaves: its warps' sums [0] and weights [1], by 16 lanes of different keys; and its references.
+  struct alignas(4 * kMine) LaneHeads {
+    float of[kMine];
+  };
+  using WarpSums = LaneHeads[2][16];
 
   // Of sums, and of outputs for each consumer.
   static __device__ __forceinline__ constexpr int all_stat_bytes(int ctas) {
@@ -75,7 +79,7 @@ struct TeamInbox {
 
   // Bytes that other CTAs send to this one: of sums, and of outputs. All lanes of a warp call it.
   static __device__ __forceinline__ uint32_t stat_bytes(DecodeParams const& p) {
-    return (2 * p.team - 2) * uint32_t(4 * sizeof(WarpStats));
+    return (2 * p.team - 2) * uint32_t(sizeof(MemberStats::vector));
   }
   static __device__ __forceinline__ uint32_t output_bytes(DecodeParams const& p) {
     Shares const shares(2 * p.team, p.share.divisor);
@@ -87,19 +91,42 @@ struct TeamInbox {
 };
 
 struct TeamBarriers {
-  Barrier ready, told, weighed, received;
+  Barrier ready, summed[2], told, weighed, received;
 
   // By one thread, before any other touches them.
   __device__ __forceinline__ void init(int makers_of_room, int weighing_warps, uint32_t stat_bytes,
                                        uint32_t output_bytes) {
     ready.init(makers_of_room);
-    told.init(1 + 8);
+    for (Barrier& b : summed) b.init(4);
+    told.init(1 + 2);
     weighed.init(weighing_warps);
     received.init(1 + 8);
     cutlass::arch::fence_barrier_init();
     told.arrive_and_expect_tx(stat_bytes);
     received.arrive_and_expect_tx(output_bytes);
   }
+};
+
+// A place in this CTA's shared memory, in the CTA `cta` of the team, one of whose barriers counts what comes.
+class Outbox {
+ public:
+  __device__ __forceinline__ Outbox(float4* place, Barrier const& barrier, int cta, bool own)
+      : place_(place), own_(own) {
+    if (own_) return;
+    address_ = remote_address(place, cta);
+    barrier_ = remote_address(&barrier, cta);
+  }
+  __device__ __forceinline__ void put(int i, float4 const& v) const {
+    if (own_)
+      place_[i] = v;
+    else
+      store_remotely(address_ + i * sizeof(float4), reinterpret_cast<uint4 const&>(v), barrier_);
+  }
+
+ private:
+  float4* place_;
+  bool own_;
+  uint32_t address_, barrier_;
 };
 
 // One thread of a consumer, in a team of kCtas. Config: few_heads::Config; Shared: its storage, with TeamBarriers team.
@@ -114,15 +141,14 @@ class TeamSum {
         rank_(int(cluster_rank())),
         first_(Inbox::first_member(warp, kMembers)) {}
 
-  // Once the team's inboxes are ready. `stats` are those of all keys of the warp.
-  template <class Stats, class TensorO>
-  __device__ __forceinline__ void send(Stats const& stats, TensorO const& rO) {
+  // Once the team's inboxes are ready.
+  template <class TensorO>
+  __device__ __forceinline__ void send(TensorO const& rO) {
     int const from = rank_ * 2 + me_;
-    send_stats(stats, from);
     CUTE_UNROLL
     for (int share = 0; share < kMembers; ++share) {
       int const to = Shares(kMembers).member_of(share, first_);
-      Outbox const theirs(*this, part(to % 2, from), to / 2, smem_.team.received);
+      Outbox const theirs(part(to % 2, from), smem_.team.received, to / 2, kCtas == 1 || to / 2 == rank_);
       CUTE_UNROLL
       for (int v = 0; v < kShare && share * kShare + v < Shares::kVectors; ++v) {
         int const i = share * kShare + v, m = i / Inbox::kHeadVectors, e = i % Inbox::kHeadVectors * 4;
@@ -174,7 +200,7 @@ class TeamSum {
   }
 
  private:
-  static constexpr int kHeads = Config::kHeads, kMine = kHeads / 4, kMembers = 2 * kCtas;
+  static constexpr int kHeads = Config::kHeads, kMembers = 2 * kCtas;
   using Inbox = TeamInbox<kHeads>;
   using Shares = typename Inbox::Shares;
   static constexpr int kShare = (Shares::kVectors + kMembers - 1) / kMembers;
@@ -189,53 +215,6 @@ class TeamSum {
   // 8 heads of 16 columns of bf16, by lanes.
   __device__ __forceinline__ uint2* rows(int v) const {
     return reinterpret_cast<uint2*>(part(me_, 0) - lane_ + v * 128);
-  }
-
-  // A place of this CTA, in the CTA `cta`.
-  class Outbox {
-   public:
-    __device__ __forceinline__ Outbox(TeamSum const& sum, float4* place, int cta, Barrier const& barrier)
-        : place_(place), own_(kCtas == 1 || cta == sum.rank_) {
-      if (own_) return;
-      address_ = remote_address(place, cta);
-      barrier_ = remote_address(&barrier, cta);
-    }
-    __device__ __forceinline__ void put(int i, float4 const& v) const {
-      if (own_)
-        place_[i] = v;
-      else
-        store_remotely(address_ + i * sizeof(float4), reinterpret_cast<uint4 const&>(v), barrier_);
-    }
-
-   private:
-    float4* place_;
-    bool own_;
-    uint32_t address_, barrier_;
-  };
-
-  // To every CTA: half of the warp to every other one.
-  template <class Stats>
-  __device__ __forceinline__ void send_stats(Stats const& stats, int from) {
-    int const vector = lane_ % 16 / 4;
-    float all[Inbox::kStatVectors * 4] = {};
-    CUTE_UNROLL
-    for (int h = 0; h < kMine; ++h) {
-      all[h] = stats.sum[h];
-      all[kMine + h] = stats.weight[h];
-      all[2 * kMine + h] = stats.reference[h];
-    }
-    float4 mine;
-    CUTE_UNROLL
-    for (int i = 0; i < Inbox::kStatVectors; ++i)
-      if (i == vector) mine = make_float4(all[i * 4], all[i * 4 + 1], all[i * 4 + 2], all[i * 4 + 3]);
-    if (vector < Inbox::kStatVectors) {
-      CUTE_UNROLL
-      for (int to = lane_ / 16; to < kCtas; to += 2)
-        Outbox(*this, &smem_.stats(kCtas)[from].warp[warp_].vector[vector][lane_ % 4], to, smem_.team.told)
-            .put(0, mine);
-    }
-    __syncwarp();
-    if (lane_ == 0) smem_.team.told.arrive();
   }
 
   Shared& smem_;

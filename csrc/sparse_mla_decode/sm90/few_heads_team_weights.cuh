@@ -1,5 +1,5 @@
-// What the outputs of a team's members are multiplied by (few_heads_team.cuh): producer warps work it out once a CTA,
-// while outputs are on their way.
+// What the outputs of a team's members are multiplied by (few_heads_team.cuh): when producer warps have no more to do,
+// two of them tell all CTAs of their consumers' sums, and all work it out once a CTA, while outputs are on their way.
 #pragma once
 
 #include "few_heads_team.cuh"
@@ -13,9 +13,47 @@ template <int kHeads>
 constexpr int kWeighingWarps = kHeads / kWarpHeads;
 static_assert(kWeighingWarps<16> <= kProducerWarps);
 
-// By each producer warp, when it has no more to do. One CTA writes the query's lse.
+// By one warp for each consumer, which has left its threads' sums. Four lanes tell a CTA.
+template <int kHeads, class Shared>
+__device__ __forceinline__ void tell(DecodeParams const& p, Shared& smem, int consumer, int lane) {
+  using Inbox = TeamInbox<kHeads>;
+  constexpr int kMine = Inbox::kMine;
+  smem.team.summed[consumer].wait(0);
+  auto const& left = smem.sums_left(consumer);
+  typename Inbox::LaneHeads const reference = smem.references_left(consumer)[lane % 4];
+  float mine[kMine] = {};  // of 16 lanes sums, and of 16 weights
+  CUTE_UNROLL
+  for (int w = 0; w < 4; ++w) {
+    typename Inbox::LaneHeads const theirs = left[w][lane / 16][lane % 16];
+    CUTE_UNROLL
+    for (int h = 0; h < kMine; ++h) mine[h] += theirs.of[h];
+  }
+  float all[Inbox::kStatVectors * 4] = {};
+  CUTE_UNROLL
+  for (int h = 0; h < kMine; ++h) {
+    CUTE_UNROLL
+    for (int mask = 4; mask <= 8; mask *= 2) mine[h] += __shfl_xor_sync(~0u, mine[h], mask);
+    float const other = __shfl_xor_sync(~0u, mine[h], 16);
+    all[h] = lane < 16 ? mine[h] : other;
+    all[kMine + h] = lane < 16 ? other : mine[h];
+    all[2 * kMine + h] = reference.of[h];
+  }
+  smem.team.ready.wait(0);
+  int const rank = int(cluster_rank()), to = lane / 4;
+  if (to < p.team) {
+    Outbox const theirs(&smem.stats(p.team)[rank * 2 + consumer].vector[0][lane % 4], smem.team.told, to, to == rank);
+    CUTE_UNROLL
+    for (int v = 0; v < Inbox::kStatVectors; ++v)
+      theirs.put(v * 4, make_float4(all[v * 4], all[v * 4 + 1], all[v * 4 + 2], all[v * 4 + 3]));
+  }
+  __syncwarp();
+  if (lane == 0) smem.team.told.arrive();
+}
+
+// By each producer warp. One CTA writes the query's lse.
 template <int kHeads, class Shared>
 __device__ __forceinline__ void weigh(DecodeParams const& p, Shared& smem, int warp, int lane) {
+  if (warp < 2) tell<kHeads>(p, smem, warp, lane);
   if (warp >= kWeighingWarps<kHeads>) return;
   constexpr int kMine = TeamInbox<kHeads>::kMine;
   int const member = lane % kMostMembers, head = warp * kWarpHeads + lane / kMostMembers;
@@ -32,17 +70,13 @@ __device__ __forceinline__ void weigh(DecodeParams const& p, Shared& smem, int w
   float sum = 0.f, weight = 0.f, reference = negative_infinity();
   if (member < 2 * p.team) {
     auto const& theirs = smem.stats(p.team)[member];
-    // which: 0 a warp's sum, 1 its weight, 2 the consumer's reference.
-    auto const stat = [&](int of_warp, int which) {
+    auto const stat = [&](int which) {
       int const i = which * kMine + head / 8 * 2 + head % 2;
-      return reinterpret_cast<float const*>(&theirs.warp[of_warp].vector[i / 4][head % 8 / 2])[i % 4];
+      return reinterpret_cast<float const*>(&theirs.vector[i / 4][head % 8 / 2])[i % 4];
     };
-    CUTE_UNROLL
-    for (int w = 0; w < 4; ++w) {
-      sum += stat(w, 0);
-      weight += stat(w, 1);
-    }
-    reference = stat(0, 2);
+    sum = stat(0);
+    weight = stat(1);
+    reference = stat(2);
   }
   float const top = exponent_offset(over_members(reference, largest)), counts = exp2f(reference - top);
   float const total = over_members(sum * counts, plus);

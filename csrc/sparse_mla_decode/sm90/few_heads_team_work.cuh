@@ -59,22 +59,38 @@ class TeamWork {
     // (Only products have read where the others will write, and the warp's lanes have met where they waited for those.)
     bool const makes_room = me_ == 0 || TeamInbox<Config::kHeads>::template both_make_room<Shared>(params_.team);
     if (makes_room && lane < params_.team) arrive_remotely(remote_address(&smem_.team.ready, lane));
-    auto const plus = [](float a, float b) { return a + b; };
-    few_heads::reduce_over_keys(stats.sum, plus);
-    few_heads::reduce_over_keys(stats.weight, plus);
+    leave_sums(stats, lane, warp);
     smem_.team.ready.wait(0);
-    add_up(stats, rO, lane, warp);
+    add_up(rO, lane, warp);
   }
 
  private:
+  // To the producer warp that tells of them (few_heads_team_weights.cuh).
+  template <class Stats>
+  __device__ __forceinline__ void leave_sums(Stats const& stats, int lane, int warp) {
+    using LaneHeads = typename TeamInbox<Config::kHeads>::LaneHeads;
+    LaneHeads mine, reference;
+    CUTE_UNROLL
+    for (int h = 0; h < Stats::kMine; ++h) {
+      float const sum = stats.sum[h] + __shfl_xor_sync(~0u, stats.sum[h], 16),
+                  weight = stats.weight[h] + __shfl_xor_sync(~0u, stats.weight[h], 16);
+      mine.of[h] = lane < 16 ? sum : weight;
+      reference.of[h] = stats.reference[h];
+    }
+    smem_.sums_left(me_)[warp][lane / 16][lane % 16] = mine;
+    if (warp == 0 && lane < 4) smem_.references_left(me_)[lane] = reference;
+    __syncwarp();
+    if (lane == 0) smem_.team.summed[me_].arrive();
+  }
+
   // As a team of the kSize-th size, if it is one.
-  template <int kSize = 0, class Stats, class TensorO>
-  __device__ __forceinline__ void add_up(Stats const& stats, TensorO const& rO, int lane, int warp) {
+  template <int kSize = 0, class TensorO>
+  __device__ __forceinline__ void add_up(TensorO const& rO, int lane, int warp) {
     constexpr int kCtas = kFewHeadsTeams[kSize];
     if constexpr (kSize + 1 < std::size(kFewHeadsTeams))
-      if (params_.team != kCtas) return add_up<kSize + 1>(stats, rO, lane, warp);
+      if (params_.team != kCtas) return add_up<kSize + 1>(rO, lane, warp);
     TeamSum<Config, Shared, kCtas> sum(smem_, me_, lane, warp);
-    sum.send(stats, rO);
+    sum.send(rO);
     sum.finish(params_, tile().batch, tile().token);
   }
 
