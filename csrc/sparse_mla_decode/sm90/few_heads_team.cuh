@@ -160,19 +160,31 @@ class TeamSum {
   }
 
   __device__ __forceinline__ void finish(DecodeParams const& p, int batch, int token) {
+    int const share = Shares(kMembers).share_of(rank_ * 2 + me_, first_), count = Shares(kMembers).count(share);
+    // Of each vector, its factors among a member's, and where its output goes: eight heads of the warp's 16 columns.
+    // (The compiler would find that after the waits.)
+    int factor_at[kShare];
+    int64_t out_at[kShare];
+    CUTE_UNROLL
+    for (int v = 0; v < kShare; ++v) {
+      int const i = share * kShare + v, first_head = i % Inbox::kHeadVectors * 8;
+      factor_at[v] = first_head + lane_ % 4 * 2;
+      out_at[v] = batch * p.out_stride_batch + token * p.out_stride_token +
+                  (first_head + lane_ / 4) * p.out_stride_head + i / Inbox::kHeadVectors * kTileCols + warp_ * 16 +
+                  lane_ % 4 * 4;
+      asm volatile("" : "+r"(factor_at[v]), "+l"(out_at[v]));
+    }
     smem_.team.weighed.wait(0);
     smem_.team.received.wait(0);
-    int const share = Shares(kMembers).share_of(rank_ * 2 + me_, first_), count = Shares(kMembers).count(share);
     uint32_t packed[kShare][2];
     CUTE_UNROLL
     for (int v = 0; v < kShare; ++v) {
       if (v >= count) break;
-      int const head = (share * kShare + v) % Inbox::kHeadVectors * 8 + lane_ % 4 * 2;
       float4 acc = {};
       CUTE_UNROLL
       for (int from = 0; from < kMembers; ++from) {
         float4 const theirs = part(me_, from)[v * 128];
-        float2 const factor = reinterpret_cast<float2 const&>(smem_.factors()[from * kHeads + head]);
+        float2 const factor = reinterpret_cast<float2 const&>(smem_.factors()[from * kHeads + factor_at[v]]);
         acc.x += factor.x * theirs.x;
         acc.y += factor.y * theirs.y;
         acc.z += factor.x * theirs.z;
@@ -181,7 +193,7 @@ class TeamSum {
       packed[v][0] = pack_bf16(acc.x, acc.y);
       packed[v][1] = pack_bf16(acc.z, acc.w);
     }
-    // The warp's 16 columns of 8 heads, transposed where its first member's vectors were.
+    // Transposed where the warp's first member's vectors were.
     __syncwarp();
     CUTE_UNROLL
     for (int v = 0; v < kShare; ++v)
@@ -190,13 +202,9 @@ class TeamSum {
                                              packed[v][0], packed[v][1]);
     __syncwarp();
     CUTE_UNROLL
-    for (int v = 0; v < kShare; ++v) {
-      int const i = share * kShare + v, head = i % Inbox::kHeadVectors * 8 + lane_ / 4;
-      if (v >= count || head >= p.h_q) continue;
-      auto* const out = static_cast<__nv_bfloat16*>(p.out) + batch * p.out_stride_batch + token * p.out_stride_token +
-                        head * p.out_stride_head + i / Inbox::kHeadVectors * kTileCols + warp_ * 16 + lane_ % 4 * 4;
-      *reinterpret_cast<uint2*>(out) = rows(v)[lane_];
-    }
+    for (int v = 0; v < kShare; ++v)
+      if (v < count && factor_at[v] - lane_ % 4 * 2 + lane_ / 4 < p.h_q)
+        *reinterpret_cast<uint2*>(static_cast<__nv_bfloat16*>(p.out) + out_at[v]) = rows(v)[lane_];
   }
 
  private:

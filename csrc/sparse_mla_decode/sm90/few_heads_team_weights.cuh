@@ -18,15 +18,20 @@ template <int kHeads, class Shared>
 __device__ __forceinline__ void tell(DecodeParams const& p, Shared& smem, int consumer, int lane) {
   using Inbox = TeamInbox<kHeads>;
   constexpr int kMine = Inbox::kMine;
-  smem.team.summed[consumer].wait(0);
   auto const& left = smem.sums_left(consumer);
+  int const rank = int(cluster_rank()), to = lane / 4;
+  Outbox const theirs(&smem.stats(p.team)[rank * 2 + consumer].vector[0][lane % 4], smem.team.told, min(to, p.team - 1),
+                      to == rank);
+  smem.team.ready.wait(0);
+
+  smem.team.summed[consumer].wait(0);
   typename Inbox::LaneHeads const reference = smem.references_left(consumer)[lane % 4];
   float mine[kMine] = {};  // of 16 lanes sums, and of 16 weights
   CUTE_UNROLL
   for (int w = 0; w < 4; ++w) {
-    typename Inbox::LaneHeads const theirs = left[w][lane / 16][lane % 16];
+    typename Inbox::LaneHeads const some = left[w][lane / 16][lane % 16];
     CUTE_UNROLL
-    for (int h = 0; h < kMine; ++h) mine[h] += theirs.of[h];
+    for (int h = 0; h < kMine; ++h) mine[h] += some.of[h];
   }
   float all[Inbox::kStatVectors * 4] = {};
   CUTE_UNROLL
@@ -38,10 +43,7 @@ __device__ __forceinline__ void tell(DecodeParams const& p, Shared& smem, int co
     all[kMine + h] = lane < 16 ? other : mine[h];
     all[2 * kMine + h] = reference.of[h];
   }
-  smem.team.ready.wait(0);
-  int const rank = int(cluster_rank()), to = lane / 4;
   if (to < p.team) {
-    Outbox const theirs(&smem.stats(p.team)[rank * 2 + consumer].vector[0][lane % 4], smem.team.told, to, to == rank);
     CUTE_UNROLL
     for (int v = 0; v < Inbox::kStatVectors; ++v)
       theirs.put(v * 4, make_float4(all[v * 4], all[v * 4 + 1], all[v * 4 + 2], all[v * 4 + 3]));
@@ -57,7 +59,7 @@ __device__ __forceinline__ void weigh(DecodeParams const& p, Shared& smem, int w
   if (warp >= kWeighingWarps<kHeads>) return;
   constexpr int kMine = TeamInbox<kHeads>::kMine;
   int const member = lane % kMostMembers, head = warp * kWarpHeads + lane / kMostMembers;
-  float const sink = p.attn_sink != nullptr && head < p.h_q ? p.attn_sink[head] : negative_infinity();
+  float const sink = (p.attn_sink != nullptr && head < p.h_q ? p.attn_sink[head] : negative_infinity()) * kLog2e;
   auto const largest = [](float a, float b) { return fmaxf(a, b); };
   auto const plus = [](float a, float b) { return a + b; };
   auto const over_members = [](float x, auto op) {
@@ -66,22 +68,27 @@ __device__ __forceinline__ void weigh(DecodeParams const& p, Shared& smem, int w
     return x;
   };
 
-  smem.team.told.wait(0);
-  float sum = 0.f, weight = 0.f, reference = negative_infinity();
-  if (member < 2 * p.team) {
-    auto const& theirs = smem.stats(p.team)[member];
-    auto const stat = [&](int which) {
-      int const i = which * kMine + head / 8 * 2 + head % 2;
-      return reinterpret_cast<float const*>(&theirs.vector[i / 4][head % 8 / 2])[i % 4];
-    };
-    sum = stat(0);
-    weight = stat(1);
-    reference = stat(2);
+  // A sum, a weight and a reference. (The compiler would find their places after the wait.)
+  bool const is_member = member < 2 * p.team;
+  auto* const tiles = static_cast<char*>(smem.own_tiles(0));
+  auto const& theirs = smem.stats(p.team)[is_member ? member : 0];
+  int places[3];
+  CUTE_UNROLL
+  for (int which = 0; which < 3; ++which) {
+    int const i = which * kMine + head / 8 * 2 + head % 2;
+    auto const* const first = reinterpret_cast<char const*>(&theirs.vector[i / 4][head % 8 / 2]);
+    places[which] = int(first - tiles) + i % 4 * int(sizeof(float));
+    asm volatile("" : "+r"(places[which]));
   }
-  float const top = exponent_offset(over_members(reference, largest)), counts = exp2f(reference - top);
-  float const total = over_members(sum * counts, plus);
-  float const scale = output_scale(total, top, sink);
-  if (member < 2 * p.team) smem.factors()[member * kHeads + head] = weight == 0.f ? 0.f : sum / weight * counts * scale;
+  auto const stat = [&](int which) { return *reinterpret_cast<float const*>(tiles + places[which]); };
+
+  smem.team.told.wait(0);
+  float const sum = is_member ? stat(0) : 0.f, weight = stat(1), reference = is_member ? stat(2) : negative_infinity();
+  float const top = exponent_offset(over_members(reference, largest)), counted = sum * exp2_approx(reference - top);
+  float const total = over_members(counted, plus);
+  // (As output_scale has it, but for one division, which need not be exact.)
+  float const factor = __fdividef(counted, weight * (total + exp2_approx(sink - top)));
+  if (is_member) smem.factors()[member * kHeads + head] = weight == 0.f ? 0.f : factor;
   __syncwarp();
   if (lane == 0) smem.team.weighed.arrive();
   if (cluster_rank() == 0 && member == 0 && head < p.h_q) {
