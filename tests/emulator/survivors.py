@@ -76,14 +76,14 @@ SURVIVORS = (
         "the wait for the right half comes at once.",
         kernel="sparse_mla_decode_heads64",
         instruction=r"mbarrier\.try_wait",
-        source=r"heads64/even_consumer\.cuh:60 ",
+        source=r"heads64/even_consumer\.cuh:62 ",
     ),
     Survivor(
         "Serves 64 heads. For few, the other consumer's block or run comes before the next use, and the warp meets in "
         "it.",
         kernel="sparse_mla_decode_few_heads",
         instruction=r"bar\.warp\.sync",
-        source=r"sparse_mla_decode/sm90/rows\.cuh:150 ",
+        source=r"sparse_mla_decode/sm90/rows\.cuh:169 ",
     ),
     Survivor(
         "Serves prefill, bf16 caches and 8 heads of v4. Producers of other FP8 rows wait first for the last of these "
@@ -105,7 +105,13 @@ SURVIVORS = (
         "on their own, and the valid bits are the arriving lane's.",
         kernel="KvBf16",
         instruction=r"bar\.warp\.sync",
-        source=r"sparse_mla_decode/sm90/producer\.cuh:121 ",
+        source=r"sparse_mla_decode/sm90/producer\.cuh:164 ",
+    ),
+    Survivor(
+        "Serves the compiler, which moves no load over it.",
+        kernel="sparse_mla_decode_heads64_team",
+        instruction=r"bar\.warp\.sync",
+        source=r"sparse_mla_decode/sm90/producer\.cuh:126 ",
     ),
     Survivor(
         "The barrier that follows is an aligned one: it waits for the warp's lanes here, where the device would do "

@@ -55,7 +55,7 @@ class TeamWork {
   __device__ __forceinline__ int blocks() const { return tile().blocks; }
 
   template <class Stats, class TensorO>
-  __device__ __forceinline__ void finish(Stats& stats, TensorO const& rO, int lane, int warp) {
+  __device__ __forceinline__ void finish(Stats const& stats, TensorO const& rO, int lane, int warp) {
     // (Only products have read where the others will write, and the warp's lanes have met where they waited for those.)
     bool const makes_room = me_ == 0 || TeamInbox<Config::kHeads>::template both_make_room<Shared>(params_.team);
     if (makes_room && lane < params_.team) arrive_remotely(remote_address(&smem_.team.ready, lane));

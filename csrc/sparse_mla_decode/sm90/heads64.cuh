@@ -5,9 +5,9 @@
 // requests), in which their warps spend a quarter of the time between blocks, a fifth each on halves of blocks that
 // come back late and on registers of stores that are queued behind what Q K^T reads, a twelfth on codes
 // (docs/design-notes.md has the figures). Small batches are bound by the latency of one pass: one request of 2048 keys
-// and 128 heads takes 10.8 us, of which 1.3 pass until a CTA knows that the kernel before has ended, 2.9 until its
-// first keys are there, 2.1 until it has all, 1.6 in the last ones' scores, softmax and values, 2.5 until the team's
-// outputs have come, 0.4 until they are added up.
+// and 128 heads takes 10.5 us, of which 2.1 pass from the end of one call until the next one's producers begin (1.3 of
+// them until a CTA knows of that end), 2.3 until half of the first keys are there, 1.9 until all are, 1.9 in the last
+// ones' scores, softmax and values, 1.9 until the team's outputs have come, 0.4 until they are added up.
 //
 // A CTA has a part of the plan's line, or, where there are few queries for the device, a share of one query's keys in a
 // team (team.cuh).
@@ -59,17 +59,15 @@ template <class Format>
 constexpr bool kFits = kSharedBytes<Format, false, 1> <= 227 * 1024 && kSharedBytes<Format, true, 1> <= 227 * 1024;
 static_assert(kFits<KvV32> && kFits<KvV4> && kFits<KvBf16>);
 
-// Tiles of codes that are loaded ahead, and how many of these only when their block is the next to be filled: as many
-// as registers allow, and what was fastest.
+// Tiles of codes that are loaded ahead: as many as registers allow.
 template <int kColumnCtas>
 constexpr int kAheadTiles = kColumnCtas == 1 ? 4 : 8;
-template <bool kTeam, int kColumnCtas>
-constexpr int kLateTiles = kColumnCtas == 1 && kTeam ? 1 : 0;
 
 // The two key buffers by turns; their halves are the groups.
-template <class Config, int kAhead_, int kLate_>
+template <class Config, int kAhead_, bool kInBatches_>
 struct Sink {
-  static constexpr int kAhead = kAhead_, kLate = kLate_;
+  static constexpr int kAhead = kAhead_;
+  static constexpr bool kInBatches = kInBatches_;
   static constexpr int kGroups = 2;
   static constexpr int group_begin(int g) { return g * heads64::kHalfTiles; }
   static constexpr int group_end(int g) { return g == 0 ? heads64::kHalfTiles : Config::kTiles; }
@@ -122,7 +120,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     heads64::OddConsumer<Config, DecodeWork>(params, maps, smem).run(DecodeWork(params, range));
   } else {
     cutlass::arch::warpgroup_reg_dealloc<kProducerRegisters<1>>();
-    using Sink = Sink<Config, kAheadTiles<1>, kLateTiles<false, 1>>;
+    using Sink = Sink<Config, kAheadTiles<1>, false>;
     DecodeProducer<Format, LineWalk<1>, Sink>(params, {smem.range, smem.walks}, Sink(smem)).run();
   }
 #endif
@@ -150,6 +148,10 @@ __global__ void __launch_bounds__(kThreads, 1)
   }
   cluster_arrive_relaxed();  // consumers wait for the others, before they first reach into their memory
   TeamShare share = Work::share(params);
+  if (int const thread = int(threadIdx.x) - 2 * 128; thread >= 0) {
+    prefetch_indices(share.first_run(), thread);
+    prefetch_indices(share.second_run(), thread);
+  }
   __syncthreads();
   launch_dependent_grids();
   if (params.has_lengths()) Work::read_lengths(params, share);
@@ -161,7 +163,7 @@ __global__ void __launch_bounds__(kThreads, 1)
       heads64::OddConsumer<Config, Work>(params, maps, smem).run(Work(params, share));
   } else {
     cutlass::arch::warpgroup_reg_dealloc<kProducerRegisters<kColumnCtas>>();
-    using Sink = Sink<Config, kAheadTiles<kColumnCtas>, kLateTiles<true, kColumnCtas>>;
+    using Sink = Sink<Config, kAheadTiles<kColumnCtas>, true>;
     DecodeProducer<Format, TeamWalk, Sink> producer(params, {share, smem.team_keys}, Sink(smem));
     producer.run();
     Lane const& self = producer.self;

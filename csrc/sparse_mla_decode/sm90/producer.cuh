@@ -8,11 +8,20 @@
 // (To look rows up for four blocks at a time, and hand them over in shared memory, takes fewer instructions and longer:
 // every access there queues behind the products' operands.)
 //
+// Where a CTA has a few blocks, what counts is when the first of them are there, and there a warp waits for its first
+// codes before it looks up the second block's rows: ptxas has one scoreboard for all loads of the loop, so whoever
+// waits for one waits for all. Then loads come in batches, none of which begins before the one before is there (with
+// many blocks 2 to 3 % slower):
+//
+//   at the start           indices of the first two blocks; then the first one's scales and codes
+//   before a block         the next one's rows are found and fetched into L2
+//   once it may be filled  the index after those; with its first tiles, codes of its last ones
+//   with its last tiles    the next block's scales, and its first codes
+//
 // Walk: where the warp is in its work; take(params, lane, index) tells what the next block is, with the consumer that
 // it is for, and gives every lane its index. Sink: the tiles that a block goes to, in groups:
 //   kAhead                                  tiles of codes that are loaded ahead, into registers: 4 KB a CTA each
-//   kLate                                   of these, loaded only when their block is the next to be filled: until then
-//                                           there are registers for less
+//   kInBatches                              whether there are few blocks
 //   kGroups, group_begin(g), group_end(g)   positions of a group's tiles
 //   column_tile(position)
 //   wait(consumer, g)                       until the consumer has left the group's tiles
@@ -30,7 +39,6 @@ template <class Format, class Walk, class Sink>
 struct DecodeProducer {
   static constexpr int kCodeTiles = Format::kNope / 64;
   static constexpr int kAhead = Sink::kAhead;
-  static constexpr int kEarly = kAhead - Sink::kLate;
   // Turns of a block: its code tiles, and as many idle ones as make the registers come round.
   static constexpr int kTurns = (kCodeTiles + kAhead - 1) / kAhead * kAhead;
 
@@ -40,24 +48,27 @@ struct DecodeProducer {
   Lane self;
   BlockRows<Format> now, next;
   uint4 codes[kAhead];
+  uint32_t block_after = 0;  // in batches: the one after next, and this thread's index in it
+  int index_after = -1;
   uint32_t factor;  // of the tile that is being filled
 
   __device__ __forceinline__ DecodeProducer(DecodeParams const& params, Walk const& walk, Sink const& sink)
       : params(params), walk(walk), sink(sink) {}
 
   __device__ __forceinline__ void run() {
+    if constexpr (Sink::kInBatches) return run_in_batches();
     int index;
     uint32_t block = walk.take(params, self, index);
     for (;;) {
       self.forget();
       next.open(params, block, index, self);
+      if constexpr (kCodeTiles > 0) next.word = __ldg(next.word_at(self));
       if (block != 0) block = walk.take(params, self, index);
       if (now.exists()) {
         next.prefetch(self);
         fill_block();
       } else {  // the first block is loaded at once, and what of it waits for registers fetched behind that
-        cute::for_each(cute::make_seq < kCodeTiles == 0 ? 0 : kEarly > {},
-                       [&](auto turn) { load_codes<decltype(turn)::value>(next); });
+        cute::for_each(cute::make_seq<kAhead>{}, [&](auto turn) { load_codes<decltype(turn)::value>(next); });
         next.prefetch(self);
       }
       now = next;
@@ -66,6 +77,26 @@ struct DecodeProducer {
   }
 
  private:
+  __device__ __forceinline__ void run_in_batches() {
+    int first;
+    uint32_t const first_block = walk.take(params, self, first);
+    if (first_block != 0) block_after = walk.take(params, self, index_after);
+    await(first);
+    await(index_after);
+    now.open(params, first_block, first, self);
+    now.prefetch(self);
+    load_scales(now);
+    cute::for_each(cute::make_seq<kAhead>{}, [&](auto turn) { load_codes<decltype(turn)::value>(now); });
+    while (now.exists()) {
+      self.forget();
+      next.open(params, block_after, index_after, self);
+      next.prefetch_scales(self);
+      next.prefetch(self);
+      fill_block();
+      now = next;
+    }
+  }
+
   // The order of the code tiles is that of the sink's positions.
   static constexpr bool is_code(int position) { return Sink::column_tile(position) < kCodeTiles; }
   static constexpr int turn_of(int position) {
@@ -91,27 +122,39 @@ struct DecodeProducer {
       codes[kTurn % kAhead] = rows.load_codes(Sink::column_tile(position_of_turn(kTurn)));
   }
 
+  // The compiler moves no load over this, and no wait for one.
+  static __device__ __forceinline__ void hold_loads() { __syncwarp(); }
+
+  // Where it stands, not earlier, which the compiler would prefer.
+  __device__ __forceinline__ void load_scales(BlockRows<Format>& rows) {
+    if constexpr (kCodeTiles > 0) rows.word = load_4B_now(rows.word_at(self));
+  }
+
   // After a turn its registers take the codes of the one that comes kAhead turns later.
   template <int kTurn>
   __device__ __forceinline__ void load_ahead() {
+    if constexpr (Sink::kInBatches && kTurn + kAhead == kTurns) {
+      hold_loads();
+      load_scales(next);
+    }
     if constexpr (kTurn + kAhead < kTurns)
       load_codes<kTurn + kAhead>(now);
-    else if constexpr (kTurn + kAhead - kTurns < kEarly)
+    else
       load_codes<kTurn + kAhead - kTurns>(next);
   }
 
   __device__ __forceinline__ void fill_block() {
     bool simple = true;
-    if constexpr (kCodeTiles > 0) {
-      cute::for_each(cute::make_seq<Sink::kLate>{}, [&](auto i) { load_codes<kEarly + decltype(i)::value>(now); });
-      simple = now.spread_scales(self);
-    }
+    if constexpr (kCodeTiles > 0 && !Sink::kInBatches) simple = now.spread_scales(self);
     cute::for_each(cute::make_seq<Sink::kGroups>{}, [&](auto g) {
       constexpr int kGroup = decltype(g)::value, kBegin = Sink::group_begin(kGroup), kEnd = Sink::group_end(kGroup);
       sink.wait(now.consumer(), kGroup);
       if constexpr (kGroup == 0) {
+        if constexpr (kCodeTiles > 0 && Sink::kInBatches) simple = now.spread_scales(self);
         uint32_t const valid = now.valid_rows();
         if (self.lane() == 0) sink.valid_rows(now.consumer())[self.warp()] = valid;
+        if constexpr (Sink::kInBatches)
+          if (block_after != 0) block_after = walk.take(params, self, index_after);
       }
       cute::for_each(cute::make_seq<kEnd - kBegin>{}, [&](auto i) { fill_tile<kBegin + decltype(i)::value>(); });
       if constexpr (kCodeTiles > 0)
@@ -136,6 +179,7 @@ struct DecodeProducer {
     constexpr int kTile = Sink::column_tile(kPosition);
     if constexpr (!is_code(kPosition)) {
       now.copy_tile(tile(kPosition), Format::kRopeAt + (kTile - kCodeTiles) * 128, self);
+      if constexpr (Sink::kInBatches && kCodeTiles > 0) hold_loads();  // or it waits for codes before it copies
     } else {
       constexpr int kTurn = turn_of(kPosition), kScale = now.group(kTile);
       if constexpr (kTurn == 0 || now.group(Sink::column_tile(position_of_turn(kTurn - (kTurn > 0)))) != kScale)

@@ -15,6 +15,18 @@ __device__ __forceinline__ uint4 load_16B(void const* address) {
   return v;
 }
 
+// Not before what precedes it, as the compiler would have it.
+__device__ __forceinline__ uint32_t load_4B_now(uint32_t const* address) {
+  uint32_t x;
+  asm volatile("ld.global.u32 %0, [%1];" : "=r"(x) : "l"(address) : "memory");
+  return x;
+}
+
+// Until x, which is being loaded, is there. (Not a wait that the compiler could move: it may sleep.)
+__device__ __forceinline__ void await(int x) {
+  asm volatile("{\n.reg .pred p;\nsetp.eq.s32 p, %0, 0x80000001;\n@p nanosleep.u32 0;\n}" ::"r"(x) : "memory");
+}
+
 __device__ __forceinline__ void prefetch_line(void const* address) {
   asm volatile("prefetch.global.L2 [%0];" ::"l"(address) : "memory");
 }
@@ -62,6 +74,13 @@ struct BlockKind {
 template <class Thread>
 __device__ __forceinline__ int load_index(KeyRun const& run, Thread const& self) {
   return self.place() < run.count ? __ldg(run.idx + self.place()) : -1;
+}
+
+// Has the indices of a run's first blocks fetched into L2, 32 by each of so many threads: before the kernel before has
+// ended, too, as nothing is read.
+__device__ __forceinline__ void prefetch_indices(KeyRun const& run, int thread) {
+  int const place = thread * 32;
+  if (place < min(run.blocks * kBlockK, run.count)) prefetch_line(run.idx + place);
 }
 
 // The cache row of a key, for a block that a walk gave.
@@ -163,10 +182,11 @@ struct BlockRows {
 
   static constexpr uint32_t kCounts = 8;
 
-  uint32_t kind = 0;   // BlockKind's bits, and kCounts if the row counts
-  char const* mine;    // the thread's bytes of its first code tile
-  uint32_t word;       // of the row's scales, the (l % kWords)-th
-  uint32_t exponents;  // of v32's scales, biased, a byte each; once they are spread
+  uint32_t kind = 0;             // BlockKind's bits, and kCounts if the row counts
+  char const* mine;              // the thread's bytes of its first code tile
+  char const* scales_elsewhere;  // v4's
+  uint32_t word;                 // of the row's scales, the (l % kWords)-th
+  uint32_t exponents;            // of v32's scales, biased, a byte each; once they are spread
 
   __device__ __forceinline__ bool exists() const { return kind != 0; }
   __device__ __forceinline__ int consumer() const { return kind / BlockKind::kOddConsumer & 1; }
@@ -179,14 +199,17 @@ struct BlockRows {
     // In place of a row that does not count the first of q's, which is as long, is read, and is not looked at.
     auto const* const any = static_cast<char const*>(params.q);
     mine = (counts() ? row.codes() : any) + uint32_t(self.quarter() * 16);
-    if constexpr (Format::kNope > 0) {
-      char const* words;
-      if constexpr (Format::kScalesInLine)
-        words = mine + (Format::kScalesAt - uint32_t(self.quarter() * 16));
-      else
-        words = counts() ? row.scales() : any;
-      word = __ldg(reinterpret_cast<uint32_t const*>(words + uint32_t(self.lane() % kWords * 4)));
-    }
+    if constexpr (Format::kNope > 0 && !Format::kScalesInLine) scales_elsewhere = counts() ? row.scales() : any;
+  }
+
+  // Where this thread's word of its scales lies.
+  __device__ __forceinline__ uint32_t const* word_at(Lane const& self) const {
+    char const* words;
+    if constexpr (Format::kScalesInLine)
+      words = mine + (Format::kScalesAt - uint32_t(self.quarter() * 16));
+    else
+      words = scales_elsewhere;
+    return reinterpret_cast<uint32_t const*>(words + uint32_t(self.lane() % kWords * 4));
   }
 
   // Has the row's bytes fetched from memory to L2, a line at a time.
@@ -197,6 +220,11 @@ struct BlockRows {
 #pragma unroll
     for (int i = 0; i < kBytes; i += 4 * kLine)
       prefetch_line(first + min(uint32_t(self.quarter() * kLine) + i, uint32_t(kBytes - 1)));
+  }
+  // And its scales, where they do not lie in it.
+  __device__ __forceinline__ void prefetch_scales(Lane const& self) const {
+    if constexpr (Format::kNope > 0 && !Format::kScalesInLine)
+      if (counts() && self.quarter() == 0) prefetch_line(scales_elsewhere);
   }
 
   // Whether all scales of the warp's rows are simple (attention/fp8.cuh); a pad byte among v4's counts as one, whatever

@@ -4,22 +4,23 @@
 // columns each, and all scores: half of the values to multiply, and half as much to send.
 //
 // Outputs travel as soon as they are there, in equal shares of every warp's columns, to the CTA that finishes them;
-// what they count for follows: a CTA tells all others the lse of its keys beside its last products, and knows from all
-// of these what its outputs are multiplied by. Who finishes adds up what comes in a fixed order: the same bits on every
-// launch. The network between the CTAs gives an SM some 15 bytes a cycle, and time is what these calls are about, so
-// outputs are halves, eight times as fine as the bf16 of the result, with an exponent for each row of each tile of 64
-// columns: so far FP8 keys have scales of their own. (Of a bf16 cache, what is 2^33 times smaller than another column
-// of its tile may become 0.) They are copied from the even key buffer, where they are staged, to the other CTA's Q:
-// stores from a thread's registers would take longer (16 CTAs: 5780 cycles for 60 KB, not 4170). Each warp begins with
-// another CTA. Warps without a head send nothing. Producer warps help to finish.
+// what they count for follows: a consumer tells all CTAs the lse of its keys once it has met the last of them, and a
+// CTA knows from all of these what its outputs are multiplied by. Who finishes adds up what comes in a fixed order: the
+// same bits on every launch. The network between the CTAs gives an SM some 15 bytes a cycle, and time is what these
+// calls are about, so outputs are halves, eight times as fine as the bf16 of the result, with an exponent for each row
+// of each tile of 64 columns: so far FP8 keys have scales of their own. (Of a bf16 cache, what is 2^33 times smaller
+// than another column of its tile may become 0.) They are copied from the even key buffer, where they are staged, to
+// the other CTA's Q: stores from a thread's registers would take longer (16 CTAs: 5780 cycles for 60 KB, not 4170).
+// Each warp begins with another CTA. Warps without a head send nothing. Producer warps help to finish.
 //
 //   barrier    arrives                                             waits
 //   free       a producer warp of all CTAs, when their consumers   consumers, before they send outputs
 //              read Q no more
 //   told       bytes of all lse (one thread expects them)          producers, before they send factors
 //   staged     a consumer's warp, when its exponents are known     the producer warp beside it, the same
-//   received   bytes of all outputs and factors; the CTA's own     consumers, producers, before they add up
-//              warps, when they have staged theirs
+//   received   of each consumer's warps: bytes of its outputs and  the warp, the producer warp beside it, before they
+//              factors from all others; the warp, when it has      add up: so shares that were sent first are finished
+//              staged its own                                      first
 //   cluster's  all threads, when the CTA's barriers are there      those that reach into others, before
 //   the same   producers, when they have received (consumers, at   producers, before they end: what this CTA has sent
 //              the latest when they end)                           has been read
@@ -71,10 +72,21 @@ class TeamSum {
                                      int warp)
       : p_(params), smem_(static_cast<Shared&>(smem)), me_(me), lane_(lane), warp_(warp) {}
 
-  // Tells the team of this CTA's sums. (Both consumers have met when they exchanged them.)
-  __device__ __forceinline__ void begin(heads64::RowStats const& stats) const {
+  // Tells the team of this consumer's sums: a CTA by four lanes.
+  __device__ __forceinline__ void tell(heads64::RowStats const& stats) const {
     cluster_wait();
-    if (warp_ < smem_.team.warps) tell(stats);
+    if (warp_ >= smem_.team.warps) return;
+    float sum[2] = {stats.sum[0], stats.sum[1]}, own[2], four[4];
+    over_quad(sum, [](float a, float b) { return a + b; });
+    CUTE_UNROLL
+    for (int r = 0; r < 2; ++r) own[r] = sum[r] == 0.f ? negative_infinity() : log2_approx(sum[r]) + stats.reference[r];
+    CUTE_UNROLL
+    for (int i = 0; i < 4; ++i) four[i] = __shfl_sync(~0u, own[i % 2], lane_ % 4 * 8 + i / 2 * 4);
+    for (int to = lane_ / 4; to < p_.team; to += 8)
+      store_remotely(remote_address(lse(rank() * 2 + me_) + lane_ % 4 * 2, to),
+                     make_uint4(__float_as_uint(four[0]), __float_as_uint(four[1]), __float_as_uint(four[2]),
+                                __float_as_uint(four[3])),
+                     remote_address(&smem_.team.told, to));
   }
 
   // With this CTA's outputs.
@@ -107,31 +119,15 @@ class TeamSum {
   static constexpr int kVectors = Columns::kVectors, kTiles = Columns::kTiles, kTileVectors = Columns::kTileVectors;
   static_assert(kPartBytes <= Config::kQBytes);
 
-  // Each consumer tells half of the team, a CTA by four lanes.
-  __device__ __forceinline__ void tell(heads64::RowStats const& stats) const {
-    float own[2], four[4];
-    CUTE_UNROLL
-    for (int r = 0; r < 2; ++r)
-      own[r] = stats.sum[r] == 0.f ? negative_infinity() : log2_approx(stats.sum[r]) + stats.reference[r];
-    CUTE_UNROLL
-    for (int i = 0; i < 4; ++i) four[i] = __shfl_sync(~0u, own[i % 2], lane_ % 4 * 8 + i / 2 * 4);
-    int const to = me_ * (kLargestTeam / 2) + lane_ / 4;
-    if (to < p_.team)
-      store_remotely(remote_address(lse(rank()) + lane_ % 4 * 2, to),
-                     make_uint4(__float_as_uint(four[0]), __float_as_uint(four[1]), __float_as_uint(four[2]),
-                                __float_as_uint(four[3])),
-                     remote_address(&smem_.team.told, to));
-  }
-
-  // From all lse: `offset`, base 2, and `scale` of the thread's rows. An output relative to a softmax reference counts
-  // for scale * 2^(reference - offset). The odd consumer's helpers in the first CTA write the heads' lse.
-  __device__ __forceinline__ void weigh(float (&scale)[2], float (&offset)[2]) const {
-    constexpr int kEach = kLargestTeam / 4;
-    float all[kEach][2], top[2] = {negative_infinity(), negative_infinity()}, sum[2] = {0.f, 0.f};
+  // All lse of the thread's rows: log2(sum) + offset.
+  __device__ __forceinline__ void add_lse(float (&sum)[2], float (&offset)[2]) const {
+    constexpr int kEach = 2 * kLargestTeam / 4;
+    float all[kEach][2], top[2] = {negative_infinity(), negative_infinity()};
     CUTE_UNROLL
     for (int i = 0; i < kEach; ++i) {
       int const from = i * 4 + lane_ % 4;
-      float2 const rows = from < p_.team ? lse(from)[lane_ / 4] : make_float2(negative_infinity(), negative_infinity());
+      float2 const rows =
+          from < 2 * p_.team ? lse(from)[lane_ / 4] : make_float2(negative_infinity(), negative_infinity());
       all[i][0] = rows.x;
       all[i][1] = rows.y;
       CUTE_UNROLL
@@ -141,20 +137,11 @@ class TeamSum {
     CUTE_UNROLL
     for (int r = 0; r < 2; ++r) {
       offset[r] = exponent_offset(top[r]);
+      sum[r] = 0.f;
       CUTE_UNROLL
       for (int i = 0; i < kEach; ++i) sum[r] += exp2_approx(all[i][r] - offset[r]);
     }
     over_quad(sum, [](float a, float b) { return a + b; });
-    int const head = smem_.team.head + row(0);
-    bool const writes_lse = rank() == 0 && smem_.team.column_cta == 0 && me_ == heads64::kOdd && lane_ % 4 == 0;
-    CUTE_UNROLL
-    for (int r = 0; r < 2; ++r) {
-      bool const is_head = head + r * 8 < p_.h_q;
-      float const sink = p_.attn_sink != nullptr && is_head ? p_.attn_sink[head + r * 8] : negative_infinity();
-      scale[r] = output_scale(sum[r], offset[r], sink);
-      if (writes_lse && is_head)
-        p_.lse[int64_t(smem_.team.query) * p_.h_q + head + r * 8] = natural_lse(sum[r], offset[r]);
-    }
   }
 
   // Once the team's CTAs need Q no more, and this consumer its halves of the key buffers: a tile after the other, so
@@ -167,7 +154,7 @@ class TeamSum {
               to = shares.member_of(share, first_cta(p_.team, me_, warp_));
     bool const sends = lane_ < kVectors && to != rank();
     uint32_t const address = remote_address(inbox(shares, place(to)) + (lane_ - share * shares.each) * 32, to),
-                   barrier = remote_address(&smem_.team.received, to);
+                   barrier = remote_address(&smem_.team.received[me_][warp_], to);
     float scale[kTiles][2];
     find_scales<0, 1>(rO, scale);
     smem_.team.free.wait(0);
@@ -190,7 +177,7 @@ class TeamSum {
       __syncwarp();
       if (sends && lane_ / kTileVectors == t) copy_remotely(address, outbox(lane_), 32 * sizeof(uint4), barrier);
     }
-    if (lane_ == 0) smem_.team.received.arrive();
+    if (lane_ == 0) smem_.team.received[me_][warp_].arrive();
   }
 
   // What rows of tiles [kBegin, kEnd) are multiplied by to become halves; the inverse goes to shared memory.
@@ -212,16 +199,29 @@ class TeamSum {
     }
   }
 
-  // To every CTA, of each tile of its share: four lanes have two rows and their neighbours each.
+  // To every CTA, of each tile of its share: four lanes have two rows and their neighbours each. The odd consumer's
+  // helpers in the first CTA write the heads' lse, when that is on its way.
   __device__ __forceinline__ void send_factors() const {
-    float scale[2], offset[2];
+    int const head = smem_.team.head + row(0);
+    float sink[2];
+    CUTE_UNROLL
+    for (int r = 0; r < 2; ++r) {
+      bool const sinks = p_.attn_sink != nullptr && head + r * 8 < p_.h_q;
+      sink[r] = (sinks ? p_.attn_sink[head + r * 8] : negative_infinity()) * kLog2e;
+    }
     smem_.team.told.wait(0);
-    weigh(scale, offset);
+    float sum[2], offset[2], mine[2];
+    add_lse(sum, offset);
+    // An output relative to a reference counts for 2^(reference - offset) times this. (As output_scale has it, but for
+    // a division that need not be exact.)
+    CUTE_UNROLL
+    for (int r = 0; r < 2; ++r)
+      mine[r] = sum[r] == 0.f ? 0.f : __fdividef(1.f, sum[r] + exp2_approx(sink[r] - offset[r]));
     smem_.team.staged[me_][warp_].wait(0);
     float const* const references = smem_.reference[heads64::kOdd];  // which the even consumer has adopted
     float2 const its_reduce = reduce(lane_ % kTiles);
-    float const mine[2] = {its_reduce.x * scale[0] * exp2_approx(references[row(0)] - offset[0]),
-                           its_reduce.y * scale[1] * exp2_approx(references[row(1)] - offset[1])};  // of that tile
+    mine[0] *= its_reduce.x * exp2_approx(references[row(0)] - offset[0]);
+    mine[1] *= its_reduce.y * exp2_approx(references[row(1)] - offset[1]);
 
     Shares const shares = Columns::shares(p_);
     int const two = Columns::most_tiles(shares) - 1, quarter = lane_ % 4, tile = lane_ >> 2 & two,
@@ -237,7 +237,13 @@ class TeamSum {
         store_remotely(remote_address(factors(two, place(to), tile) + quarter * 2, to),
                        make_uint4(__float_as_uint(four[0]), __float_as_uint(four[1]), __float_as_uint(four[2]),
                                   __float_as_uint(four[3])),
-                       remote_address(&smem_.team.received, to));
+                       remote_address(&smem_.team.received[me_][warp_], to));
+    }
+    if (rank() == 0 && smem_.team.column_cta == 0 && me_ == heads64::kOdd && lane_ % 4 == 0) {
+      CUTE_UNROLL
+      for (int r = 0; r < 2; ++r)
+        if (head + r * 8 < p_.h_q)
+          p_.lse[int64_t(smem_.team.query) * p_.h_q + head + r * 8] = natural_lse(sum[r], offset[r]);
     }
   }
 
@@ -254,7 +260,7 @@ class TeamSum {
     auto* const out = static_cast<__nv_bfloat16*>(p_.out) + batch * p_.out_stride_batch + token * p_.out_stride_token +
                       head * p_.out_stride_head + me_ * heads64::kHalfV + smem_.team.column_cta * Config::kOwnV +
                       lane_ % 4 / 2 * 8;
-    smem_.team.received.wait(0);
+    smem_.team.received[me_][warp_].wait(0);
     int const others = p_.team - 1;
     for (int v = begin; v < count; v += 2) {
       int const tile = (first + v) / kTileVectors - first_tile;
@@ -326,11 +332,11 @@ class TeamSum {
     auto* const half = reinterpret_cast<float2*>(smem_.k[1] + me_ * heads64::kHalfTiles * kTileElements);
     return half[(warp_ * kTiles + tile) * 8 + lane_ / 4];
   }
-  __device__ __forceinline__ float2* lse(int rank) const {
+  __device__ __forceinline__ float2* lse(int member) const {
     if constexpr (kFactorsFitQ<Config>)
-      return smem_.mail.of[rank][warp_];
+      return smem_.mail.of[member][warp_];
     else
-      return smem_.mail.lse.of[rank][warp_];
+      return smem_.mail.lse.of[member][warp_];
   }
   __device__ __forceinline__ float2* factors(int two, int place, int tile) const {
     TeamFactors* all;

@@ -46,7 +46,7 @@ constexpr bool kFactorsFitQ = kPartBytes + sizeof(TeamFactors) <= Config::kQByte
 
 // What comes from the team elsewhere.
 struct TeamLse {
-  float2 of[kLargestTeam][4][8];  // of each rank and warp, in base 2
+  float2 of[2 * kLargestTeam][4][8];  // of each CTA's consumers and their warps, in base 2
 };
 struct TeamLseAndFactors {
   TeamLse lse;
@@ -56,8 +56,8 @@ template <class Config>
 using TeamMail = std::conditional_t<kFactorsFitQ<Config>, TeamLse, TeamLseAndFactors>;
 
 struct TeamShared {
-  Barrier free, told, received;
-  Barrier staged[2][4];  // of each consumer's warps
+  Barrier free, told;
+  Barrier staged[2][4], received[2][4];  // of each consumer's warps
   // What TeamSum needs: over the products there are no registers for it.
   int rank, query, head, column_cta;
   int warps;  // of each consumer's four that have heads
@@ -69,10 +69,16 @@ struct TeamShared {
     auto const shares = Columns::shares(p);
     auto const place = p.place();
     int const lane = threadIdx.x % 32, with_heads = min((p.h_q - place.head + 15) / 16, 4);
-    int vectors = 0;  // that come for a warp of this CTA's, from each of the others
-    if (lane < 8 && lane % 4 < with_heads)
-      vectors = shares.count(shares.share_of(int(cluster_rank()), first_cta(p.team, lane / 4, lane % 4)));
-    vectors = __reduce_add_sync(~0u, vectors);
+    if (int const consumer = lane / 4, warp = lane % 4; consumer < 2 && warp < with_heads) {
+      staged[consumer][warp].init(1);
+      received[consumer][warp].init(2);
+      cutlass::arch::fence_barrier_init();
+      // Vectors that come from each of the others.
+      int const vectors = shares.count(shares.share_of(int(cluster_rank()), first_cta(p.team, consumer, warp)));
+      received[consumer][warp].arrive_and_expect_tx((p.team - 1) * vectors * 32 * uint32_t(sizeof(uint4)) +
+                                                    p.team * Columns::most_tiles(shares) *
+                                                        uint32_t(sizeof(TeamFactors::of[0][0][0])));
+    }
     if (lane != 0) return;
     rank = int(cluster_rank());
     query = place.part;
@@ -81,14 +87,8 @@ struct TeamShared {
     warps = with_heads;
     free.init(p.team);
     told.init(1);
-    received.init(1 + 2 * with_heads);
-    for (auto& of_consumer : staged)
-      for (Barrier& of_warp : of_consumer) of_warp.init(1);
     cutlass::arch::fence_barrier_init();
-    told.arrive_and_expect_tx(p.team * with_heads * uint32_t(sizeof(TeamLse::of[0][0])));
-    received.arrive_and_expect_tx((p.team - 1) * vectors * 32 * uint32_t(sizeof(uint4)) +
-                                  p.team * Columns::most_tiles(shares) * 2 * with_heads *
-                                      uint32_t(sizeof(TeamFactors::of[0][0][0])));
+    told.arrive_and_expect_tx(2 * p.team * with_heads * uint32_t(sizeof(TeamLse::of[0][0])));
   }
 };
 

@@ -12,6 +12,17 @@ struct TeamShare {
   int first_block;        // among its query's
   int length[2];          // the query's tokens of either cache
   int32_t const* idx[2];  // and its indices
+
+  // Its key blocks in the first cache, and in the second.
+  __device__ __forceinline__ KeyRun first_run() const {
+    int const end = min(first_block + pairs * 2, DecodeShape::blocks_of(length[0]));
+    return {idx[0] + first_block * kBlockK, length[0] - first_block * kBlockK, max(end - first_block, 0), 0};
+  }
+  __device__ __forceinline__ KeyRun second_run() const {
+    int const first_blocks = DecodeShape::blocks_of(length[0]), from = max(first_block - first_blocks, 0);
+    return {idx[1] + from * kBlockK, length[1] - from * kBlockK,
+            first_block + pairs * 2 - max(first_block, first_blocks), 1};
+  }
 };
 
 template <class Config, class Shared>
@@ -61,13 +72,8 @@ class TeamWork {
 class TeamWalk {
  public:
   __device__ __forceinline__ TeamWalk(TeamShare const& share, KeyRun (&second)[kProducerWarps]) : second_(second) {
-    int const first_blocks = DecodeShape::blocks_of(share.length[0]), begin = share.first_block,
-              end = begin + share.pairs * 2, first_end = min(end, first_blocks);
-    run_ = {share.idx[0] + begin * kBlockK, share.length[0] - begin * kBlockK, max(first_end - begin, 0), 0};
-    int const from = max(begin - first_blocks, 0);  // in the second cache
-    if (threadIdx.x % 32 == 0)
-      second_[threadIdx.x / 32 % kProducerWarps] = {share.idx[1] + from * kBlockK, share.length[1] - from * kBlockK,
-                                                    end - max(begin, first_blocks), 1};
+    run_ = share.first_run();
+    if (threadIdx.x % 32 == 0) second_[threadIdx.x / 32 % kProducerWarps] = share.second_run();
     __syncwarp();
   }
 

@@ -156,7 +156,7 @@ struct Consumer {
       // Neither rescales O as a rule (attention/softmax_math.cuh).
       moves = reinterpret_cast<uint32_t const&>(smem.exceeds[me][block % 2]) != 0;
     }
-    if (moves) move_references(rS);
+    if (moves) move_references(rS, first);
     q_is_free();
 
     CUTE_UNROLL
@@ -185,8 +185,9 @@ struct Consumer {
   // All warps of this consumer are here.
   __device__ __forceinline__ void meet() { cutlass::arch::NamedBarrier::arrive_and_wait(128, kConsumerBarrier + me); }
 
-  // Some head's scores exceed its reference: the block's maxima over all warps, new references, new probabilities.
-  __device__ __forceinline__ void move_references(Frag const& rS) {
+  // Some head's scores exceed its reference: the block's maxima over all warps, new references, new probabilities. (Of
+  // a query's first block O is 0.)
+  __device__ __forceinline__ void move_references(Frag const& rS, bool first) {
     float block_top[kMine], factor[kMine];
     CUTE_UNROLL
     for (int h = 0; h < kMine; ++h) block_top[h] = negative_infinity();
@@ -204,10 +205,12 @@ struct Consumer {
       for (int h = 0; h < kMine; ++h) block_top[h] = fmaxf(block_top[h], theirs[h]);
     }
     stats.move(block_top, scale_log2, factor);
-    CUTE_UNROLL
-    for (int m = 0; m < kValueTiles; ++m) {
+    if (!first) {
       CUTE_UNROLL
-      for (int i = 0; i < size(rO[m]); ++i) rO[m](i) *= factor[fragment_head(i)];
+      for (int m = 0; m < kValueTiles; ++m) {
+        CUTE_UNROLL
+        for (int i = 0; i < size(rO[m]); ++i) rO[m](i) *= factor[fragment_head(i)];
+      }
     }
     auto packed = make_tensor<uint32_t>(Int<size(Frag{}) / 2>{});
     stats.exponentiate(rS, packed, scale_log2);

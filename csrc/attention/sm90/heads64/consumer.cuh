@@ -20,8 +20,8 @@
 //   is_whole, partial                 whether a tile is all of its query, or where its part goes
 //   kTeam                             whether it has one tile, a part of which other CTAs have
 //   Sum(params, smem, consumer, lane, warp)
-//                                     then adds up theirs and writes it: begin(stats), once the sums are known, beside
-//                                     the last products; end(O)
+//                                     then adds up theirs and writes it: tell(stats), once a consumer has all its sums;
+//                                     end(O)
 #pragma once
 
 #include <cute/arch/copy_sm90_tma.hpp>

@@ -42,16 +42,18 @@ struct EvenConsumer : Consumer<Config, Work> {
       if (another_tile && this->thread == 0) this->prefetch_q(work.tile());
 #pragma unroll 1
       for (int pair = 1; pair < pairs; ++pair) {
-        add_pair(false, [] {});
+        add_pair(false, [] {}, [] {});
         // The next scores do not queue up behind this: wgmma blocks its issuer once a few are queued, and the values'
         // buffer would go back late.
         this->wait_products();
         this->release(1, kLeft);
         issue_next_scores();
       }
-      add_pair(false, [&] {
-        if (another_tile && this->thread == 0) this->load_q(work.tile());
-      });
+      add_pair(
+          false, [] {},
+          [&] {
+            if (another_tile && this->thread == 0) this->load_q(work.tile());
+          });
       this->wait_products();
       combine_stats(stats, smem, kEven, lane, warp);
       write_tile<Work>(params, this->maps.out, tile, stats, rO, smem, kEven, lane, warp);
@@ -76,14 +78,12 @@ struct EvenConsumer : Consumer<Config, Work> {
     this->begin_tile();
 #pragma unroll 1
     for (int pair = 1;; ++pair) {
-      add_pair(pair == 1, [&] {
+      auto const tell = [&] {
+        if (pair == pairs) sum.tell(stats);
+      };
+      add_pair(pair == 1, tell, [&] {
         if (pair == pairs) cutlass::arch::NamedBarrier::arrive(128 + 32, kQIsFree);
       });
-      // (Beside the products, and for that in the loop: behind it ptxas would serialise them.)
-      if (pair == pairs) {
-        combine_stats(stats, smem, kEven, lane, warp);
-        sum.begin(stats);
-      }
       this->wait_products();
       if (pair == pairs) break;
       this->release(1, kLeft);
@@ -94,9 +94,10 @@ struct EvenConsumer : Consumer<Config, Work> {
   }
 
   // Scores of block 2j are in flight on entry, values on return. o_is_zero: so that it need not be rescaled (of one
-  // pair of a few it counts). Calls scores_done() when nobody reads Q for this pair any more.
-  template <class F>
-  __device__ __forceinline__ void add_pair(bool o_is_zero, F const& scores_done) {
+  // pair of a few it counts). Calls summed() when this consumer has all of the pair's sums that it will have, and
+  // scores_done() when nobody reads Q for this pair any more.
+  template <class Summed, class ScoresDone>
+  __device__ __forceinline__ void add_pair(bool o_is_zero, Summed const& summed, ScoresDone const& scores_done) {
     uint64_t const valid = smem.valid[0];  // read early: it queues behind the gather's copies
     this->wait_products();
     mask_scores(rS, valid, lane);
@@ -112,6 +113,7 @@ struct EvenConsumer : Consumer<Config, Work> {
     this->release(0, kLeft);
     phase ^= 1;
 
+    summed();
     cutlass::arch::NamedBarrier::arrive_and_wait(256, kOddPReady);
     scores_done();
     if (stats.adopt(smem.reference[kOdd], factor, lane, warp)) rescale(rO, factor);

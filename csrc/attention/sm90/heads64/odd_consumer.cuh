@@ -45,10 +45,8 @@ struct OddConsumer : Consumer<Config, Work> {
 #pragma unroll 1
     for (int pair = 1;; ++pair) {
       add_pair(pair == 1, pair < pairs);
-      if (pair == pairs) {
-        combine_stats(stats, smem, kOdd, lane, warp);
-        sum.begin(stats);
-      }
+      // (Beside the products, and for that in the loop: behind it ptxas would serialise them.)
+      if (pair == pairs) sum.tell(stats);
       this->wait_products();
       if (pair == pairs) break;
       this->release(1, kRight);
