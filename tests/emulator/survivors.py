@@ -108,6 +108,12 @@ SURVIVORS = (
         source=r"sparse_mla_decode/sm90/producer\.cuh:164 ",
     ),
     Survivor(
+        "PTX asks for a wait between two arrivals of a thread. What it waits for has happened: consumers waited for it "
+        "before they told of their sums.",
+        instruction=r"barrier\.cluster\.wait",
+        source=r"sparse_mla_decode/sm90/team\.cuh:104 ",
+    ),
+    Survivor(
         "Serves the compiler, which moves no load over it.",
         kernel="sparse_mla_decode_heads64_team",
         instruction=r"bar\.warp\.sync",
