@@ -13,6 +13,17 @@ __device__ __forceinline__ bool scale_is_simple(float scale) {
   uint32_t const bits = __float_as_uint(scale), exponent = bits >> 23;
   return (bits & 0x807fffff) == 0 && exponent >= 1 && exponent <= 134;
 }
+// Whether all of four scales are, given by their bits.
+__device__ __forceinline__ bool scales_are_simple(uint32_t const (&bits)[4]) {
+  uint32_t all = 0, least = bits[0], most = bits[0];
+#pragma unroll
+  for (uint32_t some : bits) {
+    all |= some;
+    least = min(least, some);
+    most = max(most, some);
+  }
+  return (all & 0x807fffff) == 0 && least >= 1u << 23 && most <= 134u << 23;
+}
 // 2^120 times a simple scale, given by its biased exponent, twice.
 __host__ __device__ constexpr uint32_t simple_factor(uint32_t exponent) { return (exponent + 120) * 0x00800080u; }
 

@@ -83,7 +83,7 @@ def _prefill_call(case: SparseMlaFwdCase) -> Call:
 def _decode() -> Iterator[MutationCase]:
     for format, cpp in (("v32", "KvV32"), ("v4", "KvV4"), ("bf16", "KvBf16")):
         for h_q in (64, 16, 8):
-            name = f"decode_heads64<{cpp}>" if h_q == 64 else f"decode_few_heads<{cpp},{h_q},false>"
+            name = f"decode_heads64<{cpp}>" if h_q == 64 else f"decode_few_heads<{cpp},{h_q},(Has)0>"
             for more in ({"topk": 270, "batch": 3, **EXTRA}, {"topk": 65, "batch": 7 if h_q == 64 else 13}):
                 case = DecodeCase(h_q=h_q, format=format, slots=600, page_size=53, **more, **HOSTILE)
                 yield MutationCase("sparse_mla_decode", name, partial(_decode_call, case))
@@ -98,13 +98,20 @@ def _decode() -> Iterator[MutationCase]:
                 rising = {"values": "ramp", "indices": "ascending", "topk_length": None}
                 call = partial(_decode_call, DecodeCase(format=format, **sizes, **(HOSTILE | rising)))
                 yield MutationCase("sparse_mla_decode", f"decode_heads64_team<{cpp},{teams}>", call, ctas * teams)
-        # Teams of few heads: of every size, with a key for each member; and with more than the buffers hold.
+            # Two CTAs whose keys' lengths are not known before; the second one has those of the other cache.
+            sizes = {"h_q": 64, "batch": 1, "topk": 128 if teams == 2 else 300, "slots": 600}
+            call = partial(_decode_call, DecodeCase(format=format, **sizes, **EXTRA, **HOSTILE))
+            yield MutationCase("sparse_mla_decode", f"decode_heads64_team<{cpp},{teams}>", call, 2 * teams)
+        # Few heads, a query a CTA, and teams of every size, with a key for each member; and with more than the buffers
+        # hold.
         for h_q in (16, 8):
             for ctas in (1, 2, 3, 4, 6, 8):
-                for more in ({"topk": 128 * ctas + 1}, *[{"topk": 400 * ctas, **EXTRA}] * (ctas <= 3)):
+                most = 900 if ctas == 1 else 400 * ctas
+                for more in ({"topk": 128 * ctas + 1}, *[{"topk": most, **EXTRA}] * (ctas <= 3)):
                     case = DecodeCase(h_q=h_q, format=format, batch=2, slots=1300, page_size=53, **more, **HOSTILE)
                     call = partial(_decode_call, case)
-                    yield MutationCase("sparse_mla_decode", f"decode_few_heads<{cpp},{h_q},true>", call, 2 * ctas)
+                    name = f"decode_few_heads<{cpp},{h_q},(Has){1 if ctas == 1 else 2}>"
+                    yield MutationCase("sparse_mla_decode", name, call, 2 * ctas)
 
 
 def _decode_on_blackwell() -> Iterator[MutationCase]:

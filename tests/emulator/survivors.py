@@ -63,7 +63,7 @@ SURVIVORS = (
         "PTX asks for none between products of one shape on the same accumulators. ptxas does, where a loop that waits "
         "comes between: it puts one there and says so (C7519).",
         instruction=r"wgmma\.fence",
-        source=r"heads64/consumer\.cuh:104 |few_heads/consumer\.cuh:133 ",
+        source=r"heads64/consumer\.cuh:104 |few_heads/consumer\.cuh:151 ",
     ),
     Survivor(
         "Serves d_qk 512, where the lanes that have read the valid bits have not met since. Elsewhere they have, or "
@@ -91,7 +91,7 @@ SURVIVORS = (
         "waits for is an error to synccheck.",
         kernel="sparse_mla_decode_few_heads<.*Kv(V32|V4)",
         instruction=r"wgmma\.(commit|wait)_group|mbarrier\.try_wait",
-        source=r"few_heads/consumer\.cuh:(173|178) |raw_producer\.cuh:131 ",
+        source=r"few_heads/consumer\.cuh:(192|198) |raw_producer\.cuh:132 ",
     ),
     Survivor(
         "Serves groups with codes, which lanes write themselves. The first of 8 heads of v4 is RoPE's tile alone, "

@@ -1,7 +1,7 @@
 // Sparse MLA decode on Hopper for up to 16 heads. attention/sm90/few_heads/consumer.cuh draws the pipeline of the
-// consumers, each of which has a part of the plan's line, or, where there are few queries for the device, a piece of
-// one query's keys in a team (few_heads_team.cuh). Still fewer go to heads64.cuh. What fills their key tiles, of FP8
-// rows:
+// consumers, each of which has a part of the plan's line, or, where there are few queries for the device, half of a
+// query (few_heads_query.cuh), or a piece of one that a team shares (few_heads_team.cuh). Still fewer go to
+// heads64.cuh. What fills their key tiles, of FP8 rows:
 //
 //   fetching warps     | find rows of n + 1 | wait | copy n + 1 | find rows of n + 2 | wait | ...    raw_rows.cuh
 //   producer warps     | read n | convert n to tiles     | read n + 1 | convert n + 1      | ...    raw_producer.cuh
@@ -10,15 +10,18 @@
 // (Rows of a bf16 cache are copied as they are: producer.cuh.) Barriers: few_heads/config.h between producers and
 // consumers, raw_rows.cuh between fetching warps and producers.
 //
-// What bounds it: shared memory's data pipe. A block of 64 rows of v32, for 16 heads, takes it 2540 wavefronts (1280 of
-// products, 510 of stores, 280 of codes read, 240 of RoPE's copies) and some 270 of bulk copies, of 3150 cycles that a
-// CTA takes for it (H200, 128 requests). Before its first keys a team takes 2.5 us, and 2.2 after its last ones.
+// What bounds it: all that an SM can do, and its power. A block of 64 rows of v32, for 16 heads, takes shared memory's
+// data pipe 2540 wavefronts (1280 of products, 510 of stores, 280 of codes read, 240 of RoPE's copies) and some 270 of
+// bulk copies, and the four schedulers 1670 instructions each (3300 of 6700 are the producers', 2000 the consumers'),
+// of some 3250 cycles that a CTA takes for it (H200, 128 requests); and an SM then runs at 1.66 GHz, not at 1.98.
+// Before its first keys a team takes 2.5 us.
 #pragma once
 
 #include <cutlass/arch/reg_reconfig.h>
 
 #include "arch/any/dependent_grids.cuh"
 #include "attention/sm90/few_heads/consumer.cuh"
+#include "few_heads_query.cuh"
 #include "few_heads_team_weights.cuh"
 #include "few_heads_team_work.cuh"
 #include "launch.h"
@@ -40,38 +43,38 @@ template <class Format>
 constexpr uint32_t kProducerRegisters = kFetches<Format> ? 80 : 112;
 constexpr uint32_t kFetchRegisters = 64;
 
-template <class Format, int kHeads, bool kTeam, int kRawBytes>
+template <class Format, int kHeads, bool kOneQuery, int kRawBytes>
 using ConfigWith =
     few_heads::Config<Format::kHeadDim, kHeads, kProducerWarps,
-                      kFetches<Format> ? Format::kNope / kTileCols : few_heads::kAllTiles, kTeam, kRawBytes>;
+                      kFetches<Format> ? Format::kNope / kTileCols : few_heads::kAllTiles, kOneQuery, kRawBytes>;
 
 // What is fetched: as many slots as there is room for, those of one block, or of up to two.
-template <class Format, int kHeads, bool kTeam, int kSlots = 2 * kFedWarps>
+template <class Format, int kHeads, bool kOneQuery, int kSlots = 2 * kFedWarps>
 constexpr int raw_slots() {
-  if constexpr (kSlots > kFedWarps && !ConfigWith<Format, kHeads, kTeam, sizeof(RawRows<Format, kSlots>)>::kFits)
-    return raw_slots<Format, kHeads, kTeam, kSlots - 1>();
+  if constexpr (kSlots > kFedWarps && !ConfigWith<Format, kHeads, kOneQuery, sizeof(RawRows<Format, kSlots>)>::kFits)
+    return raw_slots<Format, kHeads, kOneQuery, kSlots - 1>();
   else
     return kSlots;
 }
 struct Nothing {};
-template <class Format, int kHeads, bool kTeam>
+template <class Format, int kHeads, bool kOneQuery>
 struct FetchedRows {
-  using Raw = RawRows<Format, raw_slots<Format, kHeads, kTeam>()>;
+  using Raw = RawRows<Format, raw_slots<Format, kHeads, kOneQuery>()>;
   static constexpr int kBytes = sizeof(Raw);
 };
-template <int kHeads, bool kTeam>
-struct FetchedRows<KvBf16, kHeads, kTeam> {
+template <int kHeads, bool kOneQuery>
+struct FetchedRows<KvBf16, kHeads, kOneQuery> {
   using Raw = Nothing;
   static constexpr int kBytes = 0;
 };
 
-template <class Format, int kHeads, bool kTeam>
-using Config = ConfigWith<Format, kHeads, kTeam, FetchedRows<Format, kHeads, kTeam>::kBytes>;
+template <class Format, int kHeads, bool kOneQuery>
+using Config = ConfigWith<Format, kHeads, kOneQuery, FetchedRows<Format, kHeads, kOneQuery>::kBytes>;
 
-template <class Format, int kHeads, bool kTeam>
-struct SharedStorage : Config<Format, kHeads, kTeam>::SharedStorage {
+template <class Format, int kHeads, bool kOneQuery>
+struct SharedStorage : Config<Format, kHeads, kOneQuery>::SharedStorage {
   using Inbox = TeamInbox<kHeads>;
-  using Raw = typename FetchedRows<Format, kHeads, kTeam>::Raw;
+  using Raw = typename FetchedRows<Format, kHeads, kOneQuery>::Raw;
   Raw raw;
   LineWalk<2>::Walks walks[kFetches<Format> ? kFetchWarps : kProducerWarps];  // of the warps that walk
   DecodeRange ranges[2];                                                      // of each consumer
@@ -113,12 +116,16 @@ struct SharedStorage : Config<Format, kHeads, kTeam>::SharedStorage {
   __device__ __forceinline__ float* factors() { return reinterpret_cast<float*>(this->p[0][0]); }
   static_assert(kMostMembers * kHeads * sizeof(float) <= sizeof(SharedStorage::p[0][0]));
 };
-template <class Format, int kHeads, bool kTeam>
-constexpr int kSharedBytes = sizeof(SharedStorage<Format, kHeads, kTeam>);
+template <class Format, int kHeads, bool kOneQuery>
+constexpr int kSharedBytes = sizeof(SharedStorage<Format, kHeads, kOneQuery>);
 static_assert(kSharedBytes<KvV32, 16, false> <= 227 * 1024 && kSharedBytes<KvV32, 16, true> <= 227 * 1024);
 static_assert(kSharedBytes<KvV4, 16, false> <= 227 * 1024 && kSharedBytes<KvV4, 16, true> <= 227 * 1024);
 
-template <class Config, class Shared, bool kTeam>
+// What a CTA has: parts of the plan's line, one for each consumer; a query; or, of a query that a team shares, the
+// pieces of two members.
+enum class Has { kParts, kQuery, kPieces };
+
+template <class Config, class Shared, Has kHas>
 struct Sink {
   static constexpr int kAhead = 1;  // (of codes, which bf16 rows have none of)
   static constexpr bool kInBatches = false;
@@ -149,7 +156,7 @@ struct Sink {
   }
   // The warp has read the last rows that were fetched: a team may write where they were.
   __device__ __forceinline__ void all_is_read(int lane) {
-    if constexpr (kTeam) {
+    if constexpr (kHas == Has::kPieces) {
       if (!Shared::Inbox::template both_make_room<Shared>(params.team) && lane < params.team)
         arrive_remotely(remote_address(&smem.team.ready, lane));
     }
@@ -160,22 +167,25 @@ struct Sink {
   }
 };
 
-template <class Format, int kHeads, bool kTeam>
+template <class Format, int kHeads, Has kHas>
 __global__ void __launch_bounds__(kThreads<Format>, 1)
     sparse_mla_decode_few_heads(__grid_constant__ DecodeParams const params, __grid_constant__ TensorMaps const maps) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
-  using Config = Config<Format, kHeads, kTeam>;
+  constexpr bool kOneQuery = kHas != Has::kParts;
+  using Config = Config<Format, kHeads, kOneQuery>;
   extern __shared__ __align__(1024) uint8_t raw[];
-  using Shared = SharedStorage<Format, kHeads, kTeam>;
+  using Shared = SharedStorage<Format, kHeads, kOneQuery>;
   auto& smem = *reinterpret_cast<Shared*>(raw);
   // (heads64.cuh: a warp waits for the kernel before from the beginning.)
-  if (kTeam && threadIdx.x / 32 == 2) wait_for_grid_before();
+  if (kOneQuery && threadIdx.x / 32 == 2) wait_for_grid_before();
   if (threadIdx.x / 32 == 1) {
     if (threadIdx.x == 32) {
       if constexpr (kFetches<Format>) smem.raw.init();
       Config::init_barriers(smem);
     }
-    if constexpr (kTeam) {
+    if constexpr (kHas == Has::kQuery) {
+      if (threadIdx.x == 32) init_query_barriers(smem);
+    } else if constexpr (kHas == Has::kPieces) {
       using Inbox = TeamInbox<kHeads>;
       uint32_t const bytes = Inbox::output_bytes(params);
       if (threadIdx.x == 32)
@@ -183,8 +193,8 @@ __global__ void __launch_bounds__(kThreads<Format>, 1)
                        Inbox::stat_bytes(params), bytes);
     }
   }
-  if constexpr (kTeam) {
-    cluster_arrive_relaxed();
+  if constexpr (kOneQuery) {
+    if constexpr (kHas == Has::kPieces) cluster_arrive_relaxed();
     auto const look_up = [&](bool again) {
       if (threadIdx.x < 32) {
         TeamPiece const piece = TeamPiece::of(params, threadIdx.x / 16);
@@ -201,7 +211,7 @@ __global__ void __launch_bounds__(kThreads<Format>, 1)
       __syncthreads();
       if (again || !params.has_lengths()) break;
     }
-    cluster_wait();  // before anybody reaches into the others' memory
+    if constexpr (kHas == Has::kPieces) cluster_wait();  // before anybody reaches into the others' memory
   } else {
     look_up_after_grid_before([&] { return DecodeWork::range(params, DecodeWork::part_of(threadIdx.x / 16)); },
                               smem.ranges, 16, params.plan != nullptr);
@@ -211,8 +221,8 @@ __global__ void __launch_bounds__(kThreads<Format>, 1)
   int const warpgroup = __shfl_sync(~0u, threadIdx.x / 128, 0);
   if (warpgroup < 2) {
     cutlass::arch::warpgroup_reg_alloc<kConsumerRegisters<Format>>();
-    if constexpr (kTeam) {
-      using Work = TeamWork<Config, Shared>;
+    if constexpr (kOneQuery) {
+      using Work = std::conditional_t<kHas == Has::kQuery, QueryWork<Config, Shared>, TeamWork<Config, Shared>>;
       few_heads::Consumer<Config, Work>(params, maps, smem, warpgroup).run(Work(params, smem, warpgroup));
     } else {
       few_heads::Consumer<Config, DecodeWork>(params, maps, smem, warpgroup)
@@ -220,7 +230,7 @@ __global__ void __launch_bounds__(kThreads<Format>, 1)
     }
   } else {
     auto const walk = [&] {
-      if constexpr (kTeam)
+      if constexpr (kOneQuery)
         return TeamWalk(smem.pieces);
       else
         return LineWalk<2>(smem.ranges, smem.walks);
@@ -232,34 +242,42 @@ __global__ void __launch_bounds__(kThreads<Format>, 1)
       }
     } else {
       cutlass::arch::warpgroup_reg_dealloc<kProducerRegisters<Format>>();
-      using Sink = Sink<Config, Shared, kTeam>;
+      using Sink = Sink<Config, Shared, kHas>;
       if constexpr (kFetches<Format>)
         RawProducer<Format, typename Shared::Raw, Sink>(Sink(smem, params), smem.raw).run();
       else
         DecodeProducer<Format, decltype(walk()), Sink>(params, walk(), Sink(smem, params)).run();
-      if constexpr (kTeam) weigh<kHeads>(params, smem, threadIdx.x / 32 - 8, threadIdx.x % 32);
+      if constexpr (kHas == Has::kPieces) weigh<kHeads>(params, smem, threadIdx.x / 32 - 8, threadIdx.x % 32);
     }
   }
 #endif
 }
 
+// A kernel, and what its CTAs have.
+template <class Format, int kHeads, Has kHas>
+struct Kernel {
+  static constexpr auto* kEntry = sparse_mla_decode_few_heads<Format, kHeads, kHas>;
+  static constexpr CtaShape kCta = {kThreads<Format>, kSharedBytes<Format, kHeads, kHas != Has::kParts>};
+
+  static cudaError_t launch(SparseMlaDecodeParams const& p, Team const& team, cudaStream_t stream) {
+    return launch_decode(kEntry, kCta, kHeads, kHeads, p, shape_of(p), team, stream);
+  }
+};
+
 // How many teams of so many CTAs a device can run at once.
 template <class Format, int kHeads>
 int most_teams(int ctas, int device) {
   static MostTeams most;
-  return most(sparse_mla_decode_few_heads<Format, kHeads, true>, ctas,
-              {kThreads<Format>, kSharedBytes<Format, kHeads, true>}, device);
+  using Alone = Kernel<Format, kHeads, Has::kQuery>;
+  using Shared = Kernel<Format, kHeads, Has::kPieces>;
+  return most(ctas == 1 ? Alone::kEntry : Shared::kEntry, ctas, Alone::kCta, device);
 }
 
 template <class Format, int kHeads>
 cudaError_t launch(SparseMlaDecodeParams const& p, Team const& team, cudaStream_t stream) {
-  if (team)
-    return launch_decode(sparse_mla_decode_few_heads<Format, kHeads, true>,
-                         {kThreads<Format>, kSharedBytes<Format, kHeads, true>}, kHeads, kHeads, p, shape_of(p), team,
-                         stream);
-  return launch_decode(sparse_mla_decode_few_heads<Format, kHeads, false>,
-                       {kThreads<Format>, kSharedBytes<Format, kHeads, false>}, kHeads, kHeads, p, shape_of(p), team,
-                       stream);
+  if (!team) return Kernel<Format, kHeads, Has::kParts>::launch(p, team, stream);
+  if (team.ctas == 1) return Kernel<Format, kHeads, Has::kQuery>::launch(p, team, stream);
+  return Kernel<Format, kHeads, Has::kPieces>::launch(p, team, stream);
 }
 
 }  // namespace dsa::sm90::decode_few_heads

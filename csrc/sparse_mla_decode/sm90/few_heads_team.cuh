@@ -35,7 +35,7 @@
 
 namespace dsa::sm90::decode_few_heads {
 
-// CTAs of a team: those that are asked for, and the order.
+// CTAs of a team: those that are asked for, and the order. (A single one: few_heads_query.cuh.)
 constexpr int kFewHeadsTeams[] = {8, 6, 4, 3, 2, 1};
 
 // What comes from the team.
@@ -148,7 +148,7 @@ class TeamSum {
     CUTE_UNROLL
     for (int share = 0; share < kMembers; ++share) {
       int const to = Shares(kMembers).member_of(share, first_);
-      Outbox const theirs(part(to % 2, from), smem_.team.received, to / 2, kCtas == 1 || to / 2 == rank_);
+      Outbox const theirs(part(to % 2, from), smem_.team.received, to / 2, to / 2 == rank_);
       CUTE_UNROLL
       for (int v = 0; v < kShare && share * kShare + v < Shares::kVectors; ++v) {
         int const i = share * kShare + v, m = i / Inbox::kHeadVectors, e = i % Inbox::kHeadVectors * 4;

@@ -1,8 +1,6 @@
 // What a consumer of a team (few_heads_team.cuh) works on: one of its query's equal pieces.
 #pragma once
 
-#include <iterator>
-
 #include "few_heads_team.cuh"
 #include "rows.cuh"
 
@@ -39,20 +37,38 @@ struct TeamPiece {
   }
 };
 
-template <class Config, class Shared>
-class TeamWork {
+// A consumer's one tile, a piece of a query, but for its end.
+template <class Shared>
+class PieceWork {
  public:
   using Params = DecodeParams;
 
   static constexpr bool kTeam = true;
 
-  __device__ __forceinline__ TeamWork(Params const& params, Shared& smem, int consumer)
+  __device__ __forceinline__ PieceWork(Params const& params, Shared& smem, int consumer)
       : params_(params), smem_(smem), me_(consumer) {}
 
   __device__ __forceinline__ bool done() const { return done_; }
   __device__ __forceinline__ void advance() { done_ = true; }
   __device__ __forceinline__ TeamPiece const& tile() const { return smem_.pieces[me_]; }
   __device__ __forceinline__ int blocks() const { return tile().blocks; }
+
+ protected:
+  Params const& params_;
+  Shared& smem_;
+  int const me_;
+
+ private:
+  bool done_ = false;
+};
+
+template <class Config, class Shared>
+class TeamWork : public PieceWork<Shared> {
+ public:
+  using PieceWork<Shared>::PieceWork;
+
+  template <class Stats>
+  __device__ __forceinline__ void last_products_run(Stats const&, int, int) const {}
 
   template <class Stats, class TensorO>
   __device__ __forceinline__ void finish(Stats const& stats, TensorO const& rO, int lane, int warp) {
@@ -65,6 +81,10 @@ class TeamWork {
   }
 
  private:
+  using PieceWork<Shared>::params_;
+  using PieceWork<Shared>::smem_;
+  using PieceWork<Shared>::me_;
+
   // To the producer warp that tells of them (few_heads_team_weights.cuh).
   template <class Stats>
   __device__ __forceinline__ void leave_sums(Stats const& stats, int lane, int warp) {
@@ -87,17 +107,12 @@ class TeamWork {
   template <int kSize = 0, class TensorO>
   __device__ __forceinline__ void add_up(TensorO const& rO, int lane, int warp) {
     constexpr int kCtas = kFewHeadsTeams[kSize];
-    if constexpr (kSize + 1 < std::size(kFewHeadsTeams))
+    if constexpr (kFewHeadsTeams[kSize + 1] > 1)
       if (params_.team != kCtas) return add_up<kSize + 1>(rO, lane, warp);
     TeamSum<Config, Shared, kCtas> sum(smem_, me_, lane, warp);
     sum.send(rO);
-    sum.finish(params_, tile().batch, tile().token);
+    sum.finish(params_, this->tile().batch, this->tile().token);
   }
-
-  Params const& params_;
-  Shared& smem_;
-  int const me_;
-  bool done_ = false;
 };
 
 // The key blocks of both consumers by turns, as a producer warp walks over them.

@@ -152,11 +152,15 @@ __global__ void __launch_bounds__(kThreads, 1)
     prefetch_indices(share.first_run(), thread);
     prefetch_indices(share.second_run(), thread);
   }
-  __syncthreads();
-  launch_dependent_grids();
-  if (params.has_lengths()) Work::read_lengths(params, share);
+  // Roles are ready for this: they have their registers, and producers a walk, which holds but for lengths.
+  auto const begin = [&] {
+    __syncthreads();
+    launch_dependent_grids();
+    if (params.has_lengths()) Work::read_lengths(params, share);
+  };
   if (warpgroup < 2) {
     cutlass::arch::warpgroup_reg_alloc<kConsumerRegisters<kColumnCtas>>();
+    begin();
     if (warpgroup == 0)
       heads64::EvenConsumer<Config, Work>(params, maps, smem).run(Work(params, share));
     else
@@ -165,6 +169,11 @@ __global__ void __launch_bounds__(kThreads, 1)
     cutlass::arch::warpgroup_reg_dealloc<kProducerRegisters<kColumnCtas>>();
     using Sink = Sink<Config, kAheadTiles<kColumnCtas>, true>;
     DecodeProducer<Format, TeamWalk, Sink> producer(params, {share, smem.team_keys}, Sink(smem));
+    begin();
+    if (params.has_lengths()) {
+      producer.walk.open(share);
+      __syncwarp();
+    }
     producer.run();
     Lane const& self = producer.self;
     typename Work::Sum(params, smem, self.warp() / 4, self.lane(), self.warp() % 4).help();

@@ -21,10 +21,8 @@ struct ConvertedRow {
       uint32_t const words[4] = {scales.x, scales.y, scales.z, scales.w};
       exponents[0] = 0;
       CUTE_UNROLL
-      for (int i = 0; i < 4; ++i) {
-        simple &= scale_is_simple(__uint_as_float(words[i]));
-        exponents[0] |= words[i] >> 23 << i * 8;
-      }
+      for (int i = 0; i < 4; ++i) exponents[0] |= words[i] >> 23 << i * 8;
+      simple = scales_are_simple(words);
     } else {
       exponents[0] = scales.x;
       exponents[1] = (scales.y & 0x00ffffff) | 0x01000000;  // a pad byte counts as one
@@ -64,9 +62,11 @@ struct RawProducer {
   RawSlot<Raw::kSlots> at;
   uint32_t blocks = 0;
   int consumer = 0;
+  uint32_t counted;                     // bit r: the warp's r-th row counts
+  uint32_t const codes_at, other_half;  // self's: tiles lie multiples of 32 bytes apart, so that both stay the same
 
   __device__ __forceinline__ RawProducer(Sink const& sink, Raw& raw)
-      : sink(sink), raw(raw), at(self.warp() % kFedWarps) {}
+      : sink(sink), raw(raw), at(self.warp() % kFedWarps), codes_at(self.codes_at()), other_half(codes_at ^ 16) {}
 
   __device__ __forceinline__ void run() {
     for (bool last = false; !last;) {
@@ -75,7 +75,6 @@ struct RawProducer {
       last = kind & Raw::kIsLast;
       if (last) sink.all_is_read(self.lane());
       fill_block(row.take_scales());
-      self.forget();
     }
   }
 
@@ -86,7 +85,8 @@ struct RawProducer {
     raw.full[self.warp()][blocks % 2].wait(blocks / 2 % 2);
     asm volatile("" ::: "memory");  // (the wait tells the compiler nothing of memory)
     uint8_t const* const bytes = raw.pair[from][at.slot][r / 2].row(r % 2);
-    uint32_t const kind = raw.kind[from][at.slot];
+    // (All lanes read the same. Shuffled, so that the compiler knows, and what follows takes uniform registers.)
+    uint32_t const kind = __shfl_sync(~0u, raw.kind[from][at.slot], 0);
     row.place = raw.place[from][at.slot][r];
     if constexpr (Raw::Pair::kHasScales)
       row.scales = *reinterpret_cast<uint4 const*>(bytes + Format::kScalesAt);
@@ -100,7 +100,8 @@ struct RawProducer {
     at.pass(kFedWarps);
     ++blocks;
     consumer = kind / BlockKind::kOddConsumer & 1;
-    row.counts = kind >> (Raw::kCountBits + r) & 1;
+    counted = kind >> Raw::kCountBits;
+    row.counts = counted >> r & 1;
     return kind;
   }
 
@@ -130,8 +131,7 @@ struct RawProducer {
       }
       if constexpr (kGroup != kRopeGroup) sink.wait(consumer, kGroup);
       if constexpr (kGroup == 0) {
-        uint32_t const valid = valid_rows(row.counts);
-        if (self.lane() == 0) sink.valid_rows(consumer)[self.warp()] = valid;
+        if (self.lane() == 0) sink.valid_rows(consumer)[self.warp()] = counted;
       }
       cute::for_each(cute::make_seq<kEnd - kBegin>{}, [&](auto i) { fill_tile<kBegin + decltype(i)::value>(); });
       if (!simple) fill_again(kBegin, kEnd);
@@ -151,7 +151,7 @@ struct RawProducer {
     if constexpr (is_code(kPosition)) {
       RowPiece piece;
       piece.convert_simple(codes[kTile], row.factor(kTile * kTileCols / Format::kGroup));
-      piece.store(tile(kPosition) + self.codes_at());
+      piece.store(tile(kPosition) + codes_at, tile(kPosition) + other_half);
     }
   }
 

@@ -301,14 +301,15 @@ struct RowPiece {
     four[2] = dequantise(codes.z, scale);
     four[3] = dequantise(codes.w, scale);
   }
-  // `address` is of the first 8.
-  __device__ __forceinline__ void store(uint32_t address) const {
+  // The first 8 columns, and the other 8. (Swizzled, their addresses differ in a bit, 16.)
+  __device__ __forceinline__ void store(uint32_t first, uint32_t second) const {
 #pragma unroll
     for (int half = 0; half < 2; ++half)
-      asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(address ^ half * 16), "r"(four[half * 2].x),
+      asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(half == 0 ? first : second), "r"(four[half * 2].x),
                    "r"(four[half * 2].y), "r"(four[half * 2 + 1].x), "r"(four[half * 2 + 1].y)
                    : "memory");
   }
+  __device__ __forceinline__ void store(uint32_t first) const { store(first, first ^ 16); }
 };
 
 }  // namespace dsa::sm90

@@ -72,9 +72,13 @@ class TeamWork {
 class TeamWalk {
  public:
   __device__ __forceinline__ TeamWalk(TeamShare const& share, KeyRun (&second)[kProducerWarps]) : second_(second) {
+    open(share);
+  }
+
+  // Its warp meets before it takes a block.
+  __device__ __forceinline__ void open(TeamShare const& share) {
     run_ = share.first_run();
     if (threadIdx.x % 32 == 0) second_[threadIdx.x / 32 % kProducerWarps] = share.second_run();
-    __syncwarp();
   }
 
   // What the next block is, and this thread's index in it.

@@ -55,7 +55,11 @@ std::string demangled(std::string const& name) {
   free(text);
   for (std::string const noise : {"(anonymous namespace)::", "(int)", "(bool)", "void "})
     for (size_t at; (at = result.find(noise)) != std::string::npos;) result.erase(at, noise.size());
-  return result.substr(0, result.find('('));
+  // Without parameters. (Among template arguments, an enum's name stands in parentheses, too.)
+  size_t end = 0;
+  for (int depth = 0; end < result.size() && (depth > 0 || result[end] != '('); ++end)
+    depth += (result[end] == '<') - (result[end] == '>');
+  return result.substr(0, end);
 }
 
 std::string place_of(Kernel const& kernel, Instruction const& i) {

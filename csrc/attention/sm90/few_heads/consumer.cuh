@@ -17,13 +17,15 @@
 //   blocks()                                    of its keys, at least 1
 //   output_scale, write_stats                   what a head's outputs are multiplied by; lse
 //   is_whole, partial                           whether a tile is all of its query, or where its part goes
-//   kTeam, finish                               whether it has one tile, and deals with its output itself
+//   kTeam                                       whether it has one tile, and deals with its output itself:
+//   last_products_run, finish                   while that tile's last products run, and behind them
 #pragma once
 
 #include <cute/arch/copy_sm90_tma.hpp>
 
 #include "arch/sm90/mma.cuh"
 #include "config.h"
+#include "products.cuh"
 #include "softmax.cuh"
 
 namespace dsa::sm90::few_heads {
@@ -31,9 +33,11 @@ namespace dsa::sm90::few_heads {
 template <class Config, class Work>
 struct Consumer {
   static constexpr int kHeads = Config::kHeads, kMine = kHeads / 4;
+  static constexpr int kTileBytes = kTileElements * int(sizeof(bf16));
   using Params = typename Work::Params;
   using Shared = typename Config::SharedStorage;
   using Frag = decltype(partition_fragment_C(typename Config::MmaKQ{}, Shape<_64, Int<kHeads>>{}));
+  using Packed = decltype(make_tensor<uint32_t>(Int<size(Frag{}) / 2>{}));  // as bf16 pairs of heads
 
   Params const& params;
   TensorMaps const& maps;
@@ -69,12 +73,17 @@ struct Consumer {
       q_phase ^= 1;
 #pragma unroll 1
       for (int b = 1; b < blocks; ++b) {
-        add_block(b == 1, false, [] {});
+        add_block(b == 1, false, [] {}, [] {});
         ++block;
       }
-      add_block(blocks == 1, true, [&] {
-        if (thread == 0 && !work.done()) load_q(work.tile());
-      });
+      add_block(
+          blocks == 1, true,
+          [&] {
+            if (thread == 0 && !work.done()) load_q(work.tile());
+          },
+          [&] {
+            if constexpr (Work::kTeam) work.last_products_run(stats, lane, warp);
+          });
       if constexpr (Work::kTeam)
         work.finish(stats, rO, lane, warp);
       else
@@ -110,6 +119,10 @@ struct Consumer {
       f(Int<kPosition>{}, Int<Config::column_tile(kPosition)>{});
     });
   }
+  template <class Layout>
+  static __device__ __forceinline__ auto operand(bf16* first, Layout const& layout) {
+    return make_tensor(make_smem_ptr(opaque(first)), layout);
+  }
   __device__ __forceinline__ bf16* probabilities() const { return smem.p[me][block % 2]; }
 
   __device__ __forceinline__ void wait_group(int g) {
@@ -122,20 +135,23 @@ struct Consumer {
   }
 
   // O^T += V^T P^T of this consumer's next block. A query's first one gives references. Of the last one a group of
-  // tiles is kept for finish_query; or all, where no keys come any more. q_is_free: called when nobody reads Q for this
-  // block any more.
-  template <class F>
-  __device__ __forceinline__ void add_block(bool first, bool last, F const& q_is_free) {
+  // tiles is kept for finish_query; or all, where no keys come any more. Called are q_is_free, when nobody reads Q for
+  // this block any more, and products_run, while its last products do.
+  template <class QIsFree, class ProductsRun>
+  __device__ __forceinline__ void add_block(bool first, bool last, QIsFree const& q_is_free,
+                                            ProductsRun const& products_run) {
     Frag rS;
     warpgroup_fence_operand(rS);
+    typename Config::MmaKQ const mma_kq;
+    auto const keys = mma_kq.get_slice(thread).partition_fragment_A(operand(smem.tile[me][0], KeyLayout{}));
+    auto const q =
+        mma_kq.get_slice(thread).partition_fragment_B(operand(smem.q[my_q()], typename Config::HeadLayout{}));
     for_each(make_seq<Config::kGroups>{}, [&](auto g) {
       wait_group(g);
       warpgroup_arrive();
       for_each_position<g>([&](auto p, auto column_tile) {
-        mma_ss(typename Config::MmaKQ{}, make_tensor(make_smem_ptr(opaque(key_tile(p))), KeyLayout{}),
-               make_tensor(make_smem_ptr(opaque(smem.q[my_q()] + column_tile * Config::kQTileElements)),
-                           typename Config::HeadLayout{}),
-               rS, thread, p == 0);
+        multiply(mma_kq, behind(keys, Shared::buffer(p, block) * kTileBytes),
+                 behind(q, column_tile * Config::kQTileElements * int(sizeof(bf16))), rS, p == 0);
       });
     });
     warpgroup_commit_batch();
@@ -145,9 +161,10 @@ struct Consumer {
 
     mask_scores(rS, valid, lane, warp);
     bool moves = first;
+    Frag rP;
+    Packed packed;
     if (!first) {
-      auto packed = make_tensor<uint32_t>(Int<size(Frag{}) / 2>{});
-      stats.exponentiate(rS, packed, scale_log2);
+      stats.exponentiate(rS, rP, packed, scale_log2);
       store_transposed(packed, probabilities(), lane, warp);
       cutlass::arch::fence_view_async_shared();
       bool const exceeds = __any_sync(~0u, stats.exceeds(rS, scale_log2));
@@ -156,23 +173,26 @@ struct Consumer {
       // Neither rescales O as a rule (attention/softmax_math.cuh).
       moves = reinterpret_cast<uint32_t const&>(smem.exceeds[me][block % 2]) != 0;
     }
-    if (moves) move_references(rS, first);
+    if (moves) move_references(rS, rP, packed, first);
     q_is_free();
 
     CUTE_UNROLL
     for (int m = 0; m < kValueTiles; ++m) warpgroup_fence_operand(rO[m]);
     bool const keeps_all = Work::kTeam && last;
+    typename Config::MmaVP const mma_vp;
+    auto const values = mma_vp.get_slice(thread).partition_fragment_A(operand(smem.tile[me][0], ValueLayout{}));
+    auto const weights =
+        mma_vp.get_slice(thread).partition_fragment_B(operand(probabilities(), typename Config::HeadLayout{}));
     warpgroup_arrive();
     for_each(make_seq<Config::kGroups>{}, [&](auto i) {
       for_each_position<Config::value_group(i)>([&](auto p, auto column_tile) {
         if constexpr (column_tile < kValueTiles)
-          mma_ss(typename Config::MmaVP{}, make_tensor(make_smem_ptr(opaque(key_tile(p))), ValueLayout{}),
-                 make_tensor(make_smem_ptr(opaque(probabilities())), typename Config::HeadLayout{}), rO[column_tile],
-                 thread, false);
+          multiply(mma_vp, behind(values, Shared::buffer(p, block) * kTileBytes), weights, rO[column_tile], false);
       });
       if (!keeps_all || i == Config::kGroups - 1) warpgroup_commit_batch();
     });
-    stats.add(rS, scale_log2);  // while the products run
+    stats.add(rS, rP, packed);  // while the products run
+    products_run();
     for_each(make_seq<Config::kGroups>{}, [&](auto i) {
       constexpr bool kLast = i == Config::kGroups - 1;
       if (!keeps_all || kLast) warpgroup_wait<Config::kGroups - 1 - i>();
@@ -187,7 +207,7 @@ struct Consumer {
 
   // Some head's scores exceed its reference: the block's maxima over all warps, new references, new probabilities. (Of
   // a query's first block O is 0.)
-  __device__ __forceinline__ void move_references(Frag const& rS, bool first) {
+  __device__ __forceinline__ void move_references(Frag const& rS, Frag& rP, Packed& packed, bool first) {
     float block_top[kMine], factor[kMine];
     CUTE_UNROLL
     for (int h = 0; h < kMine; ++h) block_top[h] = negative_infinity();
@@ -212,8 +232,7 @@ struct Consumer {
         for (int i = 0; i < size(rO[m]); ++i) rO[m](i) *= factor[fragment_head(i)];
       }
     }
-    auto packed = make_tensor<uint32_t>(Int<size(Frag{}) / 2>{});
-    stats.exponentiate(rS, packed, scale_log2);
+    stats.exponentiate(rS, rP, packed, scale_log2);
     store_transposed(packed, probabilities(), lane, warp);
     cutlass::arch::fence_view_async_shared();
     meet();

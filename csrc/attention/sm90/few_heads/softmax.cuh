@@ -49,31 +49,27 @@ struct HeadStats {
     }
   }
 
-  // Probabilities relative to the references, as bf16 pairs of heads.
+  // Probabilities relative to the references, and as bf16 pairs of heads.
   template <class TensorS, class TensorP>
-  __device__ __forceinline__ void exponentiate(TensorS const& rS, TensorP& packed, float scale_log2) const {
+  __device__ __forceinline__ void exponentiate(TensorS const& rS, TensorS& rP, TensorP& packed,
+                                               float scale_log2) const {
     CUTE_UNROLL
-    for (int i = 0; i < size(rS); i += 2)
-      packed(i / 2) = pack_bf16(probability(rS, i, scale_log2), probability(rS, i + 1, scale_log2));
+    for (int i = 0; i < size(rS); ++i)
+      rP(i) = exp2_approx(fmaf(rS(i), scale_log2, -exponent_offset(reference[fragment_head(i)])));
+    CUTE_UNROLL
+    for (int i = 0; i < size(rS); i += 2) packed(i / 2) = pack_bf16(rP(i), rP(i + 1));
   }
 
   // Adds a block to sums and maxima.
-  template <class TensorS>
-  __device__ __forceinline__ void add(TensorS const& rS, float scale_log2) {
+  template <class TensorS, class TensorP>
+  __device__ __forceinline__ void add(TensorS const& rS, TensorS const& rP, TensorP const& packed) {
     CUTE_UNROLL
     for (int i = 0; i < size(rS); ++i) {
       int const h = fragment_head(i);
-      float const p = probability(rS, i, scale_log2);
-      sum[h] += p;
-      weight[h] += __bfloat162float(__float2bfloat16_rn(p));
+      sum[h] += rP(i);
+      weight[h] += __uint_as_float(i % 2 == 0 ? packed(i / 2) << 16 : packed(i / 2) & 0xffff0000);
       top[h] = fmaxf(top[h], rS(i));
     }
-  }
-
- private:
-  template <class TensorS>
-  __device__ __forceinline__ float probability(TensorS const& rS, int i, float scale_log2) const {
-    return exp2_approx(fmaf(rS(i), scale_log2, -exponent_offset(reference[fragment_head(i)])));
   }
 };
 
