@@ -126,6 +126,10 @@ __global__ void __launch_bounds__(kThreads, 1)
 #endif
 }
 
+// A team's named barrier beside those of heads64/config.h, of all threads. (__syncthreads would have to be one place
+// for all roles.)
+constexpr uint32_t kKernelBeforeHasEnded = 0;
+
 // A CTA of a team. A call takes some 20000 cycles, so what can be done before the kernel before has ended is done then.
 // One warp waits for that end from the beginning, and all others wait for this warp: to learn of it takes some 2000
 // cycles, even where it is long over.
@@ -154,7 +158,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   }
   // Roles are ready for this: they have their registers, and producers a walk, which holds but for lengths.
   auto const begin = [&] {
-    __syncthreads();
+    cutlass::arch::NamedBarrier::arrive_and_wait(kThreads, kKernelBeforeHasEnded);
     launch_dependent_grids();
     if (params.has_lengths()) Work::read_lengths(params, share);
   };
