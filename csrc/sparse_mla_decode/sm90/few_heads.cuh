@@ -57,13 +57,13 @@ constexpr int raw_slots() {
     return kSlots;
 }
 struct Nothing {};
-template <class Format, int kHeads, bool kOneQuery>
+template <class Format, int kHeads, bool kOneQuery, bool = kFetches<Format>>
 struct FetchedRows {
   using Raw = RawRows<Format, raw_slots<Format, kHeads, kOneQuery>()>;
   static constexpr int kBytes = sizeof(Raw);
 };
-template <int kHeads, bool kOneQuery>
-struct FetchedRows<KvBf16, kHeads, kOneQuery> {
+template <class Format, int kHeads, bool kOneQuery>
+struct FetchedRows<Format, kHeads, kOneQuery, false> {
   using Raw = Nothing;
   static constexpr int kBytes = 0;
 };
