@@ -70,7 +70,11 @@ DECODE_CASES = [
     DecodeCase(h_q=9, topk=2000, slots=2100, batch=3, **DECODE_TRICKY),
     # too many requests for teams: parts of requests
     DecodeCase(h_q=128, topk=300, slots=400, batch=40, **DECODE_TRICKY),
-    DecodeCase(h_q=16, format="v4", topk=300, slots=400, batch=40, **DECODE_TRICKY),
+    # up to 16 heads: teams, and a request a CTA
+    DecodeCase(h_q=8, format="bf16", topk=600, slots=700, batch=40, **DECODE_TRICKY),
+    DecodeCase(h_q=16, format="v4", topk=600, slots=700, batch=40, **DECODE_TRICKY),
+    DecodeCase(h_q=16, topk=300, slots=400, batch=70, **DECODE_TRICKY),
+    DecodeCase(h_q=8, format="v4", topk=300, slots=400, batch=70, **DECODE_TRICKY),
     DecodeCase(h_q=100, topk=65, batch=1),
     DecodeCase(h_q=64, topk=700, slots=800, batch=1, **EXTRA),
     DecodeCase(h_q=16, topk=700, slots=800, batch=1, **EXTRA),
