@@ -119,8 +119,9 @@ def test_mbarriers_and_barriers(emulator):
     assert "misaligned" in stopped(emulator, "mbarrier.init.shared.b64 [%window + 4], 1;")
     other = ".reg .pred P;\nsetp.lt.u32 P, %thread, 32;\n@P bar.sync 1, 64;\n@!P bar.sync 1, 96;"
     assert "elsewhere" in stopped(emulator, other, threads=64)
-    other = ".reg .pred P;\nsetp.lt.u32 P, %thread, 32;\n@P bar.sync 0;\n@!P bar.sync 0;"
-    assert "barrier 0 is for all threads, of which some are at line" in stopped(emulator, other, threads=64)
+    for two in ("bar.sync 0;", "bar.sync 1, 64;"):
+        other = f".reg .pred P;\nsetp.lt.u32 P, %thread, 32;\n@P {two}\n@!P {two}"
+        assert "is an aligned one, at which some threads wait at line" in stopped(emulator, other, threads=64)
 
 
 def _wgmma(fence: str, before: str) -> str:

@@ -126,8 +126,8 @@ __global__ void __launch_bounds__(kThreads, 1)
 #endif
 }
 
-// A team's named barrier beside those of heads64/config.h, of all threads. (__syncthreads would have to be one place
-// for all roles.)
+// A team's named barrier beside those of heads64/config.h, of all threads: unaligned, since each role is at its own place
+// in the program.
 constexpr uint32_t kKernelBeforeHasEnded = 0;
 
 // A CTA of a team. A call takes some 20000 cycles, so what can be done before the kernel before has ended is done then.
@@ -158,7 +158,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   }
   // Roles are ready for this: they have their registers, and producers a walk, which holds but for lengths.
   auto const begin = [&] {
-    cutlass::arch::NamedBarrier::arrive_and_wait(kThreads, kKernelBeforeHasEnded);
+    cutlass::arch::NamedBarrier(kThreads, kKernelBeforeHasEnded).arrive_and_wait_unaligned();
     launch_dependent_grids();
     if (params.has_lengths()) Work::read_lengths(params, share);
   };

@@ -37,11 +37,13 @@ void barrier(Warp& w, Instruction const& i, u32 mask) {
   if (b.expected != 0 && b.expected != expected)
     fault("barrier %u is for %u threads here and for %u elsewhere", number, expected, b.expected);
   b.expected = expected;
-  if (i.operands.size() == 1) {
-    // What __syncthreads is. Hardware counts warps wherever they are; compute-sanitizer's synccheck does not accept it.
-    if (b.of_all != nullptr && b.of_all != &i)
-      fault("barrier %u is for all threads, of which some are at line %u and others here", number, b.of_all->line);
-    b.of_all = &i;
+  if (!(i.option & (kArriveOnly | kPerThread))) {
+    // Hardware counts warps wherever they are. compute-sanitizer's synccheck wants those that wait at an aligned barrier
+    // to be at one place in the program.
+    if (b.aligned != nullptr && b.aligned != &i)
+      fault("barrier %u is an aligned one, at which some threads wait at line %u and others here", number,
+            b.aligned->line);
+    b.aligned = &i;
   }
   b.arrived += per_thread ? u32(std::popcount(mask)) : kLanes;
   if (b.arrived > expected) fault("barrier %u: %u threads arrive of %u", number, b.arrived, expected);

@@ -136,7 +136,7 @@ struct Warp {
 
 struct NamedBarrier {
   u32 arrived = 0, expected = 0;
-  Instruction const* of_all = nullptr;  // where all threads of the CTA meet, if no number of them is given
+  Instruction const* aligned = nullptr;  // where it is waited at, if the instruction is an aligned one
 };
 
 // A thread's write to a 16-byte line of shared memory that no proxy fence has followed. Numbers count a CTA's writes.
