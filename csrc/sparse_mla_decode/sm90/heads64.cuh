@@ -207,14 +207,15 @@ Team team_for(SparseMlaDecodeParams const& p) {
       cudaDeviceGetAttribute(&sms, cudaDevAttrMultiProcessorCount, device))
     return {};
   if (int64_t(shape.queries) * shape.head_blocks() > sms) return {};
-  int const tiles = shape.queries * shape.head_blocks(), units = shape.most_units(), parts = shape.parts(sms);
+  int const tiles = shape.queries * shape.head_blocks(), units = shape.most_units(), parts = shape.parts(sms),
+            blocks = DecodeShape::blocks_of(shape.topk[0]) + DecodeShape::blocks_of(shape.topk[1]);
   // The longest part that the queries would be cut into (EvenCuts). Parts, which another kernel adds up, take in the
   // end about as many units' time more than a team does.
   constexpr int kPartsCost = 3;
   int const pieces = std::min(parts / shape.queries, units);
   int const longest = std::min((units + pieces - 1) / pieces, shape.queries * units / parts + kSecondUnits);
   for (int const ctas : kTeams) {
-    if (ctas > units || (units + ctas - 1) / ctas >= longest + kPartsCost) continue;
+    if (ctas > blocks || (blocks + ctas - 1) / ctas >= shape.unit_blocks() * (longest + kPartsCost)) continue;
     for (int column_ctas = 2; column_ctas > 0; --column_ctas) {
       Team const team{ctas, column_ctas};
       if (tiles * column_ctas * ctas <= sms && tiles * column_ctas <= most_teams<Format>(team, device)) return team;

@@ -1,4 +1,5 @@
-// What a CTA of a team (team.cuh) works on: one tile, and an equal share of its query's keys.
+// What a CTA of a team (team.cuh) works on: one tile, and a share of its query's key blocks, of which the first CTAs may
+// have one more than the others.
 #pragma once
 
 #include "rows.cuh"
@@ -8,20 +9,20 @@ namespace dsa::sm90 {
 
 struct TeamShare {
   int batch, token, head;
-  int pairs;              // of key blocks, the same for all of the team, so that the last ones may have no keys
+  int blocks;             // of keys, at least one, which may be past the query's last
   int first_block;        // among its query's
   int length[2];          // the query's tokens of either cache
   int32_t const* idx[2];  // and its indices
 
   // Its key blocks in the first cache, and in the second.
   __device__ __forceinline__ KeyRun first_run() const {
-    int const end = min(first_block + pairs * 2, DecodeShape::blocks_of(length[0]));
+    int const end = min(first_block + blocks, DecodeShape::blocks_of(length[0]));
     return {idx[0] + first_block * kBlockK, length[0] - first_block * kBlockK, max(end - first_block, 0), 0};
   }
   __device__ __forceinline__ KeyRun second_run() const {
     int const first_blocks = DecodeShape::blocks_of(length[0]), from = max(first_block - first_blocks, 0);
     return {idx[1] + from * kBlockK, length[1] - from * kBlockK,
-            first_block + pairs * 2 - max(first_block, first_blocks), 1};
+            first_block + blocks - max(first_block, first_blocks), 1};
   }
 };
 
@@ -57,12 +58,16 @@ class TeamWork {
   }
 
   __device__ __forceinline__ TeamShare const& tile() const { return share_; }
-  __device__ __forceinline__ int pairs() const { return share_.pairs; }
+  __device__ __forceinline__ int blocks() const { return share_.blocks; }
 
  private:
   static __device__ __forceinline__ void cut(Params const& p, TeamShare& s) {
-    s.pairs = p.teams.div(p.shape.units(s.length[0], s.length[1]) + p.team - 1);
-    s.first_block = int(cluster_rank()) * s.pairs * 2;
+    int each, more;
+    p.teams(each, more, DecodeShape::blocks_of(s.length[0]) + DecodeShape::blocks_of(s.length[1]));
+    int const rank = int(cluster_rank());
+    int const later = rank - (p.team - more);
+    s.first_block = rank * each + max(later, 0);
+    s.blocks = max(each + (later >= 0), 1);
   }
 
   TeamShare const share_;

@@ -15,7 +15,7 @@
 // Work is the op's:
 //   done(), advance()                 the CTA's tiles, one after the other; not of a team, which has one
 //   tile()                            the current one: batch, token, head (the first of 64)
-//   pairs()                           of its key blocks, at least 1
+//   pairs()                           of its key blocks, at least 1; of a team, blocks()
 //   output_scale, write_stats         what a head's outputs are multiplied by; lse
 //   is_whole, partial                 whether a tile is all of its query, or where its part goes
 //   kTeam                             whether it has one tile, a part of which other CTAs have

@@ -42,18 +42,19 @@ struct EvenConsumer : Consumer<Config, Work> {
       if (another_tile && this->thread == 0) this->prefetch_q(work.tile());
 #pragma unroll 1
       for (int pair = 1; pair < pairs; ++pair) {
-        add_pair(false, [] {}, [] {});
+        add_even_block(false);
+        wait_odd_probabilities();
+        add_odd_block();
         // The next scores do not queue up behind this: wgmma blocks its issuer once a few are queued, and the values'
         // buffer would go back late.
         this->wait_products();
         this->release(1, kLeft);
         issue_next_scores();
       }
-      add_pair(
-          false, [] {},
-          [&] {
-            if (another_tile && this->thread == 0) this->load_q(work.tile());
-          });
+      add_even_block(false);
+      wait_odd_probabilities();
+      if (another_tile && this->thread == 0) this->load_q(work.tile());
+      add_odd_block();
       this->wait_products();
       combine_stats(stats, smem, kEven, lane, warp);
       write_tile<Work>(params, this->maps.out, tile, stats, rO, smem, kEven, lane, warp);
@@ -73,19 +74,21 @@ struct EvenConsumer : Consumer<Config, Work> {
 
   // A team's one tile.
   __device__ __forceinline__ void run_team(Work& work) {
-    int const pairs = work.pairs();
+    int const blocks = work.blocks();
     typename Work::Sum const sum(params, smem, kEven, lane, warp);
     this->begin_tile();
 #pragma unroll 1
-    for (int pair = 1;; ++pair) {
-      auto const tell = [&] {
-        if (pair == pairs) sum.tell(stats);
-      };
-      add_pair(pair == 1, tell, [&] {
-        if (pair == pairs) cutlass::arch::NamedBarrier::arrive(128 + 32, kQIsFree);
-      });
-      this->wait_products();
-      if (pair == pairs) break;
+    for (int block = 0;; block += 2) {
+      bool const last = block + 2 >= blocks;
+      add_even_block(block == 0);
+      if (last) sum.tell(stats);
+      wait_odd_probabilities();
+      if (last) cutlass::arch::NamedBarrier::arrive(128 + 32, kQIsFree);
+      if (block + 1 < blocks) {
+        add_odd_block();
+        this->wait_products();
+      }
+      if (last) break;
       this->release(1, kLeft);
       if constexpr (Config::kOddPOverRope) this->release(1, kRight);
       issue_next_scores();
@@ -93,11 +96,9 @@ struct EvenConsumer : Consumer<Config, Work> {
     sum.end(rO);
   }
 
-  // Scores of block 2j are in flight on entry, values on return. o_is_zero: so that it need not be rescaled (of one
-  // pair of a few it counts). Calls summed() when this consumer has all of the pair's sums that it will have, and
-  // scores_done() when nobody reads Q for this pair any more.
-  template <class Summed, class ScoresDone>
-  __device__ __forceinline__ void add_pair(bool o_is_zero, Summed const& summed, ScoresDone const& scores_done) {
+  // Scores of the even block are in flight on entry. o_is_zero: so that it need not be rescaled (of one pair of a few it
+  // counts).
+  __device__ __forceinline__ void add_even_block(bool o_is_zero) {
     uint64_t const valid = smem.valid[0];  // read early: it queues behind the gather's copies
     this->wait_products();
     mask_scores(rS, valid, lane);
@@ -112,10 +113,16 @@ struct EvenConsumer : Consumer<Config, Work> {
     this->wait_products();
     this->release(0, kLeft);
     phase ^= 1;
+  }
 
-    summed();
+  // After that nobody reads Q for this pair any more.
+  __device__ __forceinline__ void wait_odd_probabilities() {
     cutlass::arch::NamedBarrier::arrive_and_wait(256, kOddPReady);
-    scores_done();
+  }
+
+  // The odd block's values are in flight on return.
+  __device__ __forceinline__ void add_odd_block() {
+    float factor[2];
     if (stats.adopt(smem.reference[kOdd], factor, lane, warp)) rescale(rO, factor);
     this->issue_other_values(smem.odd_p(), 1, kLeft);
   }

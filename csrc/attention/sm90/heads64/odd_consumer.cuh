@@ -13,7 +13,7 @@ struct OddConsumer : Consumer<Config, Work> {
 
   __device__ __forceinline__ void run(Work work) {
     if constexpr (Work::kTeam)
-      run_team(work.pairs());
+      run_team(work.blocks());
     else
       run_tiles(work);
   }
@@ -37,21 +37,38 @@ struct OddConsumer : Consumer<Config, Work> {
     }
   }
 
-  // A team's one tile.
-  __device__ __forceinline__ void run_team(int pairs) {
+  // A team's one tile, whose last pair may have no odd block.
+  __device__ __forceinline__ void run_team(int left) {
     typename Work::Sum const sum(params, smem, kOdd, lane, warp);
     this->begin_tile();
     this->wait_q();
+    bool first = true;
 #pragma unroll 1
-    for (int pair = 1;; ++pair) {
-      add_pair(pair == 1, pair < pairs);
+    for (; left >= 2; left -= 2) {
+      add_pair(first, left > 2);
+      first = false;
       // (Beside the products, and for that in the loop: behind it ptxas would serialise them.)
-      if (pair == pairs) sum.tell(stats);
+      if (left == 2) sum.tell(stats);
       this->wait_products();
-      if (pair == pairs) break;
-      this->release(1, kRight);
+      if (left > 2) this->release(1, kRight);
+    }
+    if (left == 1) {
+      add_even_block();
+      sum.tell(stats);
+      this->wait_products();
     }
     sum.end(rO);
+  }
+
+  // The last one, alone. Values are in flight on return.
+  __device__ __forceinline__ void add_even_block() {
+    cutlass::arch::NamedBarrier::arrive_and_wait(256, kEvenPReady);
+    cutlass::arch::fence_view_async_shared();
+    float factor[2];
+    if (stats.adopt(smem.reference[kEven], factor, lane, warp)) rescale(rO, factor);
+    this->issue_other_values(smem.even_p(), 0, kRight);
+    stats.publish(smem.reference[kOdd], lane, warp);
+    cutlass::arch::NamedBarrier::arrive(256, kOddPReady);
   }
 
   // Values are in flight on return. o_is_zero: as of the even consumer; more: whether the even key buffer is filled

@@ -95,11 +95,10 @@ __device__ __forceinline__ void rescale(TensorO& rO, float const (&factor)[2]) {
 template <class TensorS>
 __device__ __forceinline__ void mask_scores(TensorS& rS, uint64_t valid, int lane) {
   if (valid == ~uint64_t(0)) return;
+  uint64_t const own = valid >> lane % 4 * 2;
   CUTE_UNROLL
-  for (int i = 0; i < size(rS); ++i) {
-    int const key = i / 4 * 8 + lane % 4 * 2 + i % 2;
-    if (!(valid >> key & 1)) rS(i) = negative_infinity();
-  }
+  for (int i = 0; i < size(rS); ++i)
+    if (!(own >> (i / 4 * 8 + i % 2) & 1)) rS(i) = negative_infinity();
 }
 
 }  // namespace dsa::sm90::heads64
