@@ -8,13 +8,10 @@
 
 namespace dsa {
 
-// Whether code * scale can be had from the codes' bits: then scale is a power of two, and 2^120 * scale is a bf16.
-__device__ __forceinline__ bool scale_is_simple(float scale) {
-  uint32_t const bits = __float_as_uint(scale), exponent = bits >> 23;
-  return (bits & 0x807fffff) == 0 && exponent >= 1 && exponent <= 134;
-}
-// Whether all of four scales are, given by their bits.
-__device__ __forceinline__ bool scales_are_simple(uint32_t const (&bits)[4]) {
+// Whether code * scale can be had from the codes' bits for every one of some scales, given by their bits: then each is
+// a power of two, and 2^120 times it is a bf16.
+template <int kCount>
+__device__ __forceinline__ bool scales_are_simple(uint32_t const (&bits)[kCount]) {
   uint32_t all = 0, least = bits[0], most = bits[0];
 #pragma unroll
   for (uint32_t some : bits) {

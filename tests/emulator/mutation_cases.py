@@ -87,20 +87,21 @@ def _decode() -> Iterator[MutationCase]:
             for more in ({"topk": 270, "batch": 3, **EXTRA}, {"topk": 65, "batch": 7 if h_q == 64 else 13}):
                 case = DecodeCase(h_q=h_q, format=format, slots=600, page_size=53, **more, **HOSTILE)
                 yield MutationCase("sparse_mla_decode", name, partial(_decode_call, case))
-        # All multiprocessors for one query: a team of every size, or two, and pairs of blocks for it. (Two of two
-        # or three CTAs come where there are no more pairs than that.)
-        one, two = {2: 4, 3: 3.5, 4: 8, 6: 6.5, 8: 8.5, 16: 16.5}, {2: 2, 3: 3, 4: 4.5, 6: 6.5, 8: 8.5, 16: 16.5}
-        for teams, pairs in ((1, one), (2, two)):
-            for ctas in pairs:
-                sizes = {"h_q": 64 if ctas < 8 else 40, "batch": 1, "topk": int(128 * pairs[ctas]), "slots": 3000}
+        # All multiprocessors for one query: a team of every size, or two, and blocks of keys for it. (Two of less than
+        # sixteen CTAs come where there are too few blocks for one larger team.)
+        one, two = {2: 8, 3: 7, 4: 16, 6: 13, 8: 17, 16: 33}, {2: 2, 3: 3, 4: 5, 6: 7, 8: 15, 16: 65}
+        for teams, blocks in ((1, one), (2, two)):
+            for ctas in blocks:
+                sizes = {"h_q": 64 if ctas < 8 else 40, "batch": 1, "topk": 64 * blocks[ctas], "slots": 4500}
                 # Later keys have the larger scores, so that outputs are rescaled up to the last block. (Where that is
                 # full: the CTA with the last keys alone has a say.)
                 rising = {"values": "ramp", "indices": "ascending", "topk_length": None}
                 call = partial(_decode_call, DecodeCase(format=format, **sizes, **(HOSTILE | rising)))
                 yield MutationCase("sparse_mla_decode", f"decode_heads64_team<{cpp},{teams}>", call, ctas * teams)
             # Two CTAs whose keys' lengths are not known before; the second one has those of the other cache.
-            sizes = {"h_q": 64, "batch": 1, "topk": 128 if teams == 2 else 300, "slots": 600}
-            call = partial(_decode_call, DecodeCase(format=format, **sizes, **EXTRA, **HOSTILE))
+            sizes = {"topk": 64, "extra_topk": 64} if teams == 2 else {"topk": 300}
+            case = DecodeCase(h_q=64, format=format, batch=1, slots=600, **(HOSTILE | EXTRA | sizes))
+            call = partial(_decode_call, case)
             yield MutationCase("sparse_mla_decode", f"decode_heads64_team<{cpp},{teams}>", call, 2 * teams)
         # Few heads, a query a CTA, and teams of every size, with a key for each member; and with more than the buffers
         # hold.

@@ -63,20 +63,20 @@ SURVIVORS = (
         "PTX asks for none between products of one shape on the same accumulators. ptxas does, where a loop that waits "
         "comes between: it puts one there and says so (C7519).",
         instruction=r"wgmma\.fence",
-        source=r"heads64/consumer\.cuh:104 |few_heads/consumer\.cuh:151 ",
+        source=r"heads64/consumer\.cuh:105 |few_heads/consumer\.cuh:150 ",
     ),
     Survivor(
         "Serves d_qk 512, where the lanes that have read the valid bits have not met since. Elsewhere they have, or "
         "only products have read what is given back, and the wait for them is one of the whole warp.",
         instruction=r"bar\.warp\.sync",
-        source=r"heads64/consumer\.cuh:136 ",
+        source=r"heads64/consumer\.cuh:137 ",
     ),
     Survivor(
         "Serves prefill. Decode's producer warps arrive for a right half when they have written the left one, too, and "
         "the wait for the right half comes at once.",
         kernel="sparse_mla_decode_heads64",
         instruction=r"mbarrier\.try_wait",
-        source=r"heads64/even_consumer\.cuh:62 ",
+        source=r"heads64/even_consumer\.cuh:64 ",
     ),
     Survivor(
         "Serves 64 heads. For few, the other consumer's block or run comes before the next use, and the warp meets in "
@@ -91,7 +91,7 @@ SURVIVORS = (
         "waits for is an error to synccheck.",
         kernel="sparse_mla_decode_few_heads<.*Kv(V32|V4)",
         instruction=r"wgmma\.(commit|wait)_group|mbarrier\.try_wait",
-        source=r"few_heads/consumer\.cuh:(192|198) |raw_producer\.cuh:132 ",
+        source=r"few_heads/consumer\.cuh:(191|197) |raw_producer\.cuh:132 ",
     ),
     Survivor(
         "Serves groups with codes, which lanes write themselves. The first of 8 heads of v4 is RoPE's tile alone, "

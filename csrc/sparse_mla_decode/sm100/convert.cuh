@@ -65,7 +65,7 @@ struct Converter {
     __device__ __forceinline__ bool are_simple() const {
       bool simple = true;
       CUTE_UNROLL
-      for (int group = 0; group < Format::kGroups; ++group) simple &= scale_is_simple(__uint_as_float(bits(group)));
+      for (int group = 0; group < Format::kGroups; ++group) simple &= scales_are_simple({bits(group)});
       return simple;
     }
   };

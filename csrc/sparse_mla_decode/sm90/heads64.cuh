@@ -112,12 +112,13 @@ __global__ void __launch_bounds__(kThreads, 1)
   launch_dependent_grids();  // not earlier: combine.cu looks at the plan as soon as it starts
 
   int const warpgroup = __shfl_sync(~0u, threadIdx.x / 128, 0);
-  if (warpgroup == 0) {
+  if (warpgroup < 2) {
     cutlass::arch::warpgroup_reg_alloc<kConsumerRegisters<1>>();
-    heads64::EvenConsumer<Config, DecodeWork>(params, maps, smem).run(DecodeWork(params, range));
-  } else if (warpgroup == 1) {
-    cutlass::arch::warpgroup_reg_alloc<kConsumerRegisters<1>>();
-    heads64::OddConsumer<Config, DecodeWork>(params, maps, smem).run(DecodeWork(params, range));
+    typename heads64::Consumer<Config, DecodeWork>::FragO rO;
+    if (warpgroup == 0)
+      heads64::EvenConsumer<Config, DecodeWork>(params, maps, smem, rO).run(DecodeWork(params, range));
+    else
+      heads64::OddConsumer<Config, DecodeWork>(params, maps, smem, rO).run(DecodeWork(params, range));
   } else {
     cutlass::arch::warpgroup_reg_dealloc<kProducerRegisters<1>>();
     using Sink = Sink<Config, kAheadTiles<1>, false>;
@@ -126,8 +127,8 @@ __global__ void __launch_bounds__(kThreads, 1)
 #endif
 }
 
-// A team's named barrier beside those of heads64/config.h, of all threads: unaligned, since each role is at its own place
-// in the program.
+// A team's named barrier beside those of heads64/config.h, of all threads: unaligned, since each role is at its own
+// place in the program.
 constexpr uint32_t kKernelBeforeHasEnded = 0;
 
 // A CTA of a team. A call takes some 20000 cycles, so what can be done before the kernel before has ended is done then.
@@ -165,10 +166,13 @@ __global__ void __launch_bounds__(kThreads, 1)
   if (warpgroup < 2) {
     cutlass::arch::warpgroup_reg_alloc<kConsumerRegisters<kColumnCtas>>();
     begin();
+    // What follows is one piece of code for both: who comes first has it fetched.
+    typename heads64::Consumer<Config, Work>::FragO rO;
     if (warpgroup == 0)
-      heads64::EvenConsumer<Config, Work>(params, maps, smem).run(Work(params, share));
+      heads64::EvenConsumer<Config, Work>(params, maps, smem, rO).run(Work(params, share));
     else
-      heads64::OddConsumer<Config, Work>(params, maps, smem).run(Work(params, share));
+      heads64::OddConsumer<Config, Work>(params, maps, smem, rO).run(Work(params, share));
+    typename Work::Sum(params, smem, warpgroup, threadIdx.x % 32, threadIdx.x % 128 / 32).end(rO);
   } else {
     cutlass::arch::warpgroup_reg_dealloc<kProducerRegisters<kColumnCtas>>();
     using Sink = Sink<Config, kAheadTiles<kColumnCtas>, true>;

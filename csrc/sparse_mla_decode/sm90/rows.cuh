@@ -233,7 +233,7 @@ struct BlockRows {
   __device__ __forceinline__ bool spread_scales(Lane const& self) {
     bool simple;
     if constexpr (Format::kScaleBytes == 4) {
-      simple = scale_is_simple(__uint_as_float(word));
+      simple = scales_are_simple({word});
       uint32_t some = word >> 23 << self.quarter() * 8;
       some |= __shfl_xor_sync(~0u, some, 1);
       exponents = some | __shfl_xor_sync(~0u, some, 2);

@@ -1,4 +1,4 @@
-// What a CTA of a team (team.cuh) works on: one tile, and a share of its query's key blocks, of which the first CTAs may
+// What a CTA of a team (team.cuh) works on: one tile, and a share of its query's key blocks, of which the last CTAs may
 // have one more than the others.
 #pragma once
 
@@ -9,7 +9,7 @@ namespace dsa::sm90 {
 
 struct TeamShare {
   int batch, token, head;
-  int blocks;             // of keys, at least one, which may be past the query's last
+  int blocks;             // of keys; one past the query's last where there are fewer than CTAs
   int first_block;        // among its query's
   int length[2];          // the query's tokens of either cache
   int32_t const* idx[2];  // and its indices
@@ -21,8 +21,8 @@ struct TeamShare {
   }
   __device__ __forceinline__ KeyRun second_run() const {
     int const first_blocks = DecodeShape::blocks_of(length[0]), from = max(first_block - first_blocks, 0);
-    return {idx[1] + from * kBlockK, length[1] - from * kBlockK,
-            first_block + blocks - max(first_block, first_blocks), 1};
+    return {idx[1] + from * kBlockK, length[1] - from * kBlockK, first_block + blocks - max(first_block, first_blocks),
+            1};
   }
 };
 
@@ -62,12 +62,16 @@ class TeamWork {
 
  private:
   static __device__ __forceinline__ void cut(Params const& p, TeamShare& s) {
+    int const all = DecodeShape::blocks_of(s.length[0]) + DecodeShape::blocks_of(s.length[1]);
     int each, more;
-    p.teams(each, more, DecodeShape::blocks_of(s.length[0]) + DecodeShape::blocks_of(s.length[1]));
-    int const rank = int(cluster_rank());
-    int const later = rank - (p.team - more);
-    s.first_block = rank * each + max(later, 0);
-    s.blocks = max(each + (later >= 0), 1);
+    p.teams(each, more, all);
+    int const rank = int(cluster_rank()), before = max(rank - (p.team - more), 0);  // of those that have one more
+    s.blocks = each + (rank >= p.team - more);
+    s.first_block = rank * each + before;
+    if (s.blocks == 0) {
+      s.blocks = 1;
+      s.first_block = all;
+    }
   }
 
   TeamShare const share_;

@@ -25,7 +25,6 @@
 
 #include "arch/sm90/mma.cuh"
 #include "config.h"
-#include "products.cuh"
 #include "softmax.cuh"
 
 namespace dsa::sm90::few_heads {
@@ -150,8 +149,8 @@ struct Consumer {
       wait_group(g);
       warpgroup_arrive();
       for_each_position<g>([&](auto p, auto column_tile) {
-        multiply(mma_kq, behind(keys, Shared::buffer(p, block) * kTileBytes),
-                 behind(q, column_tile * Config::kQTileElements * int(sizeof(bf16))), rS, p == 0);
+        mma_ss(mma_kq, behind(keys, Shared::buffer(p, block) * kTileBytes),
+               behind(q, column_tile * Config::kQTileElements * int(sizeof(bf16))), rS, p == 0);
       });
     });
     warpgroup_commit_batch();
@@ -187,7 +186,7 @@ struct Consumer {
     for_each(make_seq<Config::kGroups>{}, [&](auto i) {
       for_each_position<Config::value_group(i)>([&](auto p, auto column_tile) {
         if constexpr (column_tile < kValueTiles)
-          multiply(mma_vp, behind(values, Shared::buffer(p, block) * kTileBytes), weights, rO[column_tile], false);
+          mma_ss(mma_vp, behind(values, Shared::buffer(p, block) * kTileBytes), weights, rO[column_tile], false);
       });
       if (!keeps_all || i == Config::kGroups - 1) warpgroup_commit_batch();
     });

@@ -20,8 +20,8 @@
 //   is_whole, partial                 whether a tile is all of its query, or where its part goes
 //   kTeam                             whether it has one tile, a part of which other CTAs have
 //   Sum(params, smem, consumer, lane, warp)
-//                                     then adds up theirs and writes it: tell(stats), once a consumer has all its sums;
-//                                     end(O)
+//                                     then adds up theirs: tell(stats), once a consumer has all its sums; its part of O
+//                                     is left in rO
 #pragma once
 
 #include <cute/arch/copy_sm90_tma.hpp>
@@ -49,21 +49,22 @@ struct Consumer {
   Shared& smem;
   int const thread, warp, lane;
   float const scale_log2;
-  FragO rO;
+  FragO& rO;
   FragS rS;
   FragP rP;
   RowStats stats;
   uint32_t phase = 0;    // of the full barriers
   uint32_t q_phase = 0;  // of q_full
 
-  __device__ __forceinline__ Consumer(Params const& params, TensorMaps const& maps, Shared& smem)
+  __device__ __forceinline__ Consumer(Params const& params, TensorMaps const& maps, Shared& smem, FragO& rO)
       : params(params),
         maps(maps),
         smem(smem),
         thread(threadIdx.x % 128),
         warp(threadIdx.x % 128 / 32),
         lane(threadIdx.x % 32),
-        scale_log2(params.scale * kLog2e) {}
+        scale_log2(params.scale * kLog2e),
+        rO(rO) {}
 
   // Q of one tile, by one thread. Heads past the last read as zero.
   template <class Tile>

@@ -89,15 +89,16 @@ struct EvenConsumer : Consumer<Config, Work> {
         this->wait_products();
       }
       if (last) break;
-      this->release(1, kLeft);
-      if constexpr (Config::kOddPOverRope) this->release(1, kRight);
+      if (block + 3 < blocks) {
+        this->release(1, kLeft);
+        if constexpr (Config::kOddPOverRope) this->release(1, kRight);
+      }
       issue_next_scores();
     }
-    sum.end(rO);
   }
 
-  // Scores of the even block are in flight on entry. o_is_zero: so that it need not be rescaled (of one pair of a few it
-  // counts).
+  // Scores of the even block are in flight on entry. o_is_zero: so that it need not be rescaled (of one pair of a few
+  // it counts).
   __device__ __forceinline__ void add_even_block(bool o_is_zero) {
     uint64_t const valid = smem.valid[0];  // read early: it queues behind the gather's copies
     this->wait_products();

@@ -50,14 +50,13 @@ struct OddConsumer : Consumer<Config, Work> {
       // (Beside the products, and for that in the loop: behind it ptxas would serialise them.)
       if (left == 2) sum.tell(stats);
       this->wait_products();
-      if (left > 2) this->release(1, kRight);
+      if (left > 3) this->release(1, kRight);
     }
     if (left == 1) {
       add_even_block();
       sum.tell(stats);
       this->wait_products();
     }
-    sum.end(rO);
   }
 
   // The last one, alone. Values are in flight on return.

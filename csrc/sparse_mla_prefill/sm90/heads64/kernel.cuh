@@ -21,12 +21,13 @@ __global__ void __launch_bounds__(kThreads, 1)
   __syncthreads();
 
   int const warpgroup = __shfl_sync(~0u, threadIdx.x / 128, 0);
-  if (warpgroup == 0) {
+  if (warpgroup < 2) {
     cutlass::arch::warpgroup_reg_alloc<kConsumerRegisters>();
-    heads64::EvenConsumer<Config, Work>(params, maps, smem).run(Work(params));
-  } else if (warpgroup == 1) {
-    cutlass::arch::warpgroup_reg_alloc<kConsumerRegisters>();
-    heads64::OddConsumer<Config, Work>(params, maps, smem).run(Work(params));
+    typename heads64::Consumer<Config, Work>::FragO rO;
+    if (warpgroup == 0)
+      heads64::EvenConsumer<Config, Work>(params, maps, smem, rO).run(Work(params));
+    else
+      heads64::OddConsumer<Config, Work>(params, maps, smem, rO).run(Work(params));
   } else {
     cutlass::arch::warpgroup_reg_dealloc<kProducerRegisters>();
     Producer<Config>(params, smem).run();
