@@ -55,9 +55,9 @@ SURVIVORS = (
     Survivor(
         "Lanes have parted, and the arrival behind it is an aligned one. The emulator waits for them there; the device "
         "does so only while the compiler has them meet.",
-        kernel="topk_kernel<.*true>|sm90::indexer_logits",
+        kernel="topk_kernel<.*true>|sm90::indexer_logits|sparse_mla_decode_heads64_team",
         instruction=r"bar\.warp\.sync",
-        source=r"topk/team\.cuh:31 |indexer_logits/sm90/producer\.cuh:102 ",
+        source=r"topk/team\.cuh:31 |indexer_logits/sm90/producer\.cuh:102 |decode/sm90/heads64\.cuh:154",
     ),
     Survivor(
         "PTX asks for none between products of one shape on the same accumulators. ptxas does, where a loop that waits "

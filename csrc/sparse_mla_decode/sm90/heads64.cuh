@@ -132,8 +132,9 @@ __global__ void __launch_bounds__(kThreads, 1)
 constexpr uint32_t kKernelBeforeHasEnded = 0;
 
 // A CTA of a team. A call takes some 20000 cycles, so what can be done before the kernel before has ended is done then.
-// One warp waits for that end from the beginning, and all others wait for this warp: to learn of it takes some 2000
-// cycles, even where it is long over.
+// One warp waits for that end from the beginning, and all others wait for this warp: to learn of it takes a CTA some
+// 1600 cycles from its start, even where it is long over. Nothing else takes as long: six threads initialise barriers,
+// and consumers, one of whose warps that is, look up what they work on behind it.
 template <class Format, int kColumnCtas>
 __global__ void __launch_bounds__(kThreads, 1)
     sparse_mla_decode_heads64_team(__grid_constant__ DecodeParams const params,
@@ -147,25 +148,20 @@ __global__ void __launch_bounds__(kThreads, 1)
   int const warp = threadIdx.x / 32, warpgroup = __shfl_sync(~0u, threadIdx.x / 128, 0);
   constexpr int kWaitingWarp = 2;
   if (warp == kWaitingWarp) wait_for_grid_before();
-  if (warp == 1) {
-    if (threadIdx.x == 32) Config::init_barriers(smem);
-    smem.team.template init<Config>(params);
-  }
+  if (threadIdx.x == 0) smem.team.template init<Config>(params);
+  if (threadIdx.x == 32) Config::init_barriers(smem);
+  if (warpgroup == 1 && threadIdx.x % 32 == 0) smem.team.template init_warps<Config>(params, warp % 4);
+  __syncwarp();
   cluster_arrive_relaxed();  // consumers wait for the others, before they first reach into their memory
-  TeamShare share = Work::share(params);
-  if (int const thread = int(threadIdx.x) - 2 * 128; thread >= 0) {
-    prefetch_indices(share.first_run(), thread);
-    prefetch_indices(share.second_run(), thread);
-  }
-  // Roles are ready for this: they have their registers, and producers a walk, which holds but for lengths.
-  auto const begin = [&] {
+  auto const begin = [] {
     cutlass::arch::NamedBarrier(kThreads, kKernelBeforeHasEnded).arrive_and_wait_unaligned();
     launch_dependent_grids();
-    if (params.has_lengths()) Work::read_lengths(params, share);
   };
   if (warpgroup < 2) {
     cutlass::arch::warpgroup_reg_alloc<kConsumerRegisters<kColumnCtas>>();
     begin();
+    TeamShare share = Work::share(params);
+    if (params.has_lengths()) Work::read_lengths(params, share);
     // What follows is one piece of code for both: who comes first has it fetched.
     typename heads64::Consumer<Config, Work>::FragO rO;
     if (warpgroup == 0)
@@ -176,9 +172,14 @@ __global__ void __launch_bounds__(kThreads, 1)
   } else {
     cutlass::arch::warpgroup_reg_dealloc<kProducerRegisters<kColumnCtas>>();
     using Sink = Sink<Config, kAheadTiles<kColumnCtas>, true>;
+    // Ready but for lengths.
+    TeamShare share = Work::share(params);
+    prefetch_indices(share.first_run(), threadIdx.x - 2 * 128);
+    prefetch_indices(share.second_run(), threadIdx.x - 2 * 128);
     DecodeProducer<Format, TeamWalk, Sink> producer(params, {share, smem.team_keys}, Sink(smem));
     begin();
     if (params.has_lengths()) {
+      Work::read_lengths(params, share);
       producer.walk.open(share);
       __syncwarp();
     }

@@ -62,14 +62,28 @@ struct TeamShared {
   int rank, query, head, column_cta;
   int warps;  // of each consumer's four that have heads
 
-  // By one warp, before any other touches them.
+  // By one thread, before any other touches it. (By the lanes of one warp, one after the other, all of it took longer
+  // than to learn that the kernel before has ended.)
   template <class Config>
   __device__ __forceinline__ void init(DecodeParams const& p) {
-    using Columns = TeamColumns<Config>;
-    auto const shares = Columns::shares(p);
     auto const place = p.place();
-    int const lane = threadIdx.x % 32, with_heads = min((p.h_q - place.head + 15) / 16, 4);
-    if (int const consumer = lane / 4, warp = lane % 4; consumer < 2 && warp < with_heads) {
+    rank = int(cluster_rank());
+    query = place.part;
+    head = place.head;
+    column_cta = place.column_cta;
+    warps = with_heads(p, place);
+    free.init(p.team);
+    told.init(1);
+    cutlass::arch::fence_barrier_init();
+    told.arrive_and_expect_tx(2 * p.team * warps * uint32_t(sizeof(TeamLse::of[0][0])));
+  }
+  // By another, for one warp of each consumer.
+  template <class Config>
+  __device__ __forceinline__ void init_warps(DecodeParams const& p, int warp) {
+    using Columns = TeamColumns<Config>;
+    if (warp >= with_heads(p, p.place())) return;
+    auto const shares = Columns::shares(p);
+    for (int consumer = 0; consumer < 2; ++consumer) {
       staged[consumer][warp].init(1);
       received[consumer][warp].init(2);
       cutlass::arch::fence_barrier_init();
@@ -79,16 +93,11 @@ struct TeamShared {
                                                     p.team * Columns::most_tiles(shares) *
                                                         uint32_t(sizeof(TeamFactors::of[0][0][0])));
     }
-    if (lane != 0) return;
-    rank = int(cluster_rank());
-    query = place.part;
-    head = place.head;
-    column_cta = place.column_cta;
-    warps = with_heads;
-    free.init(p.team);
-    told.init(1);
-    cutlass::arch::fence_barrier_init();
-    told.arrive_and_expect_tx(2 * p.team * with_heads * uint32_t(sizeof(TeamLse::of[0][0])));
+  }
+
+ private:
+  static __device__ __forceinline__ int with_heads(DecodeParams const& p, DecodeParams::Place const& place) {
+    return min((p.h_q - place.head + 15) / 16, 4);
   }
 };
 
