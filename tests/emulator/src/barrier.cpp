@@ -38,8 +38,8 @@ void barrier(Warp& w, Instruction const& i, u32 mask) {
     fault("barrier %u is for %u threads here and for %u elsewhere", number, expected, b.expected);
   b.expected = expected;
   if (!(i.option & (kArriveOnly | kPerThread))) {
-    // Hardware counts warps wherever they are. compute-sanitizer's synccheck wants those that wait at an aligned barrier
-    // to be at one place in the program.
+    // Hardware counts warps wherever they are. compute-sanitizer's synccheck wants those that wait at an aligned
+    // barrier to be at one place in the program.
     if (b.aligned != nullptr && b.aligned != &i)
       fault("barrier %u is an aligned one, at which some threads wait at line %u and others here", number,
             b.aligned->line);
