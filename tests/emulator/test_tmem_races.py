@@ -265,10 +265,10 @@ NONE = {
         + by("%p7", WAIT.replace("%r1+1024", "%r11+4096") + AFTER + LOAD + WAIT_LD) + END
     ),
     "by way of a third, who needs no fences": (
-        AFTER + by("%p2", STORE + WAIT_ST + BEFORE + "bar.sync 2, 64;\n")
+        AFTER + by("%p2", STORE + WAIT_ST + BEFORE + "barrier.sync 2, 64;\n")
         + "setp.eq.u32 %p7, %r2, %r2;\nshr.u32 %r11, %r0, 5;\nsetp.eq.u32 %p7, %r11, 1;\n"
-        + by("%p7", "bar.sync 2, 64;\nbar.sync 3, 64;\n") + "setp.eq.u32 %p7, %r11, 4;\n"
-        + by("%p7", "bar.sync 3, 64;\n" + AFTER + LOAD + WAIT_LD) + END
+        + by("%p7", "barrier.sync 2, 64;\nbar.sync 3, 64;\n") + "setp.eq.u32 %p7, %r11, 4;\n"
+        + by("%p7", "barrier.sync 3, 64;\n" + AFTER + LOAD + WAIT_LD) + END
     ),
 }  # fmt: skip
 
